@@ -28,7 +28,7 @@ class TextRunner(Protocol):
     name: str
 
     def start(self, batch: int, capacity: int) -> None:
-        """Empty the cache and make room for `capacity` slots in each of `batch` rows."""
+        """Empty the cache and make room for `capacity` slots in each of `batch` rows; more are added when needed."""
 
     def feed(self, embeddings: Tensor, valid: Tensor | None) -> Tensor:
         """Logits float [B, V] after the block `embeddings` [B, q, h]; `valid` bool [B, q], None where all are."""
@@ -38,15 +38,15 @@ class _Slots:
     """Which cache slots hold real tokens, and the position of the next one in each row."""
 
     def __init__(self, batch: int, capacity: int, device: torch.device) -> None:
-        self.filled, self.capacity, self.holes = 0, capacity, False
+        self.filled, self.holes = 0, False
         self.valid = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
         self.next_position = torch.zeros(batch, 1, dtype=torch.long, device=device)
 
     def add(self, valid: Tensor | None, width: int) -> tuple[int, Tensor]:
         """Enter a block; returns its first slot and the positions [B, q] of its entries."""
         first, self.filled = self.filled, self.filled + width
-        if self.filled > self.capacity:
-            raise RunnerError(f"The key-value cache has {self.capacity} slots; {self.filled} are needed.")
+        if self.filled > self.valid.shape[1]:
+            self.valid = F.pad(self.valid, (0, self.filled))
         if valid is None:
             steps = torch.arange(width, device=self.valid.device)
             positions = self.next_position + steps
@@ -128,13 +128,17 @@ class LeanLlama:
 
     def start(self, batch: int, capacity: int) -> None:
         self.slots = _Slots(batch, capacity, self.head.device)
-        if self.keys.numel() == 0 or self.keys.shape[1] != batch or self.keys.shape[3] < capacity:
-            shape = (len(self.layers), batch, self.groups, capacity, self.head_width)
-            # Zeros, not empty: a slot that is masked must still be finite.
+        if self.keys.numel() == 0 or self.keys.shape[1] != batch:
+            shape = (len(self.layers), batch, self.groups, 0, self.head_width)
             self.keys, self.values = self.head.new_zeros(shape), self.head.new_zeros(shape)
-            self._rotary_tables(capacity)
+        self._reserve(capacity)
 
-    def _rotary_tables(self, capacity: int) -> None:
+    def _reserve(self, capacity: int) -> None:
+        """Have at least `capacity` slots; what is stored stays. New slots are zeros: even a masked one must be finite."""
+        more = capacity - self.keys.shape[3]
+        if more <= 0:
+            return
+        self.keys, self.values = F.pad(self.keys, (0, 0, 0, more)), F.pad(self.values, (0, 0, 0, more))
         positions = torch.arange(capacity, device=self.head.device)[None]
         cos, sin = self.rotary(self.head, positions)
         half = self.head_width // 2
@@ -149,6 +153,8 @@ class LeanLlama:
     def feed(self, embeddings: Tensor, valid: Tensor | None) -> Tensor:
         batch, width, hidden = embeddings.shape
         first, positions = self.slots.add(valid, width)
+        if self.slots.filled > self.keys.shape[3]:
+            self._reserve(2 * self.slots.filled)
         mask = self.slots.attention(first)
         cos, sin = self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
         x = embeddings.reshape(batch * width, hidden)
