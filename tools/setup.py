@@ -55,18 +55,20 @@ def apt_install(packages):
         return False
     say("installing system packages: " + " ".join(packages))
     subprocess.call(apt + ["update", "-qq"], stdout=subprocess.DEVNULL)
-    return subprocess.call(apt + ["install", "-y", "-qq", "--no-install-recommends"] + packages, stdout=subprocess.DEVNULL) == 0
+    install = apt + ["install", "-y", "-qq", "--no-install-recommends"] + packages
+    return subprocess.call(install, stdout=subprocess.DEVNULL) == 0
 
 
 def ensure_python():
     if sys.version_info < MINIMUM:
-        found = ".".join(str(part) for part in sys.version_info[:3])
-        stop("Python 3.11 or newer is needed, %s is %s. Install it, or name it: make PYTHON=/path/to/python3.11" % (sys.executable, found))
+        found = "%s is %d.%d.%d" % ((sys.executable,) + tuple(sys.version_info[:3]))
+        stop("Python 3.11 or newer is needed, %s. Install it, or name it: make PYTHON=/path/to/python3.11" % found)
 
 
 def ensure_venv():
     """Create .venv with pip inside, installing Debian's separate venv package where it is missing."""
-    if os.path.exists(VENV_PYTHON) and subprocess.call([VENV_PYTHON, "-m", "pip", "--version"], stdout=subprocess.DEVNULL) == 0:
+    pip = [VENV_PYTHON, "-m", "pip", "--version"]
+    if os.path.exists(VENV_PYTHON) and subprocess.call(pip, stdout=subprocess.DEVNULL) == 0:
         return
     probe = [sys.executable, "-c", "import venv, ensurepip"]
     if subprocess.call(probe, stderr=subprocess.DEVNULL) != 0:
@@ -82,8 +84,8 @@ def install_packages(purpose):
     ensure_venv()
     extras, serves = PURPOSES[purpose]
     say("installing Python packages into .venv (the first time takes a few minutes and about 2 GB)")
-    pip = [VENV_PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", "constraints.txt"]
-    if subprocess.call(pip + ["--editable", "." + extras], cwd=ROOT) != 0:
+    pip = [VENV_PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    if subprocess.call(pip + ["--constraint", "constraints.txt", "--editable", "." + extras], cwd=ROOT) != 0:
         stop("pip could not install the packages; its message stands above.")
     for name in serves:
         touch(".installed-" + name)
@@ -96,11 +98,11 @@ def working_backend():
         environment = dict(os.environ, MUJOCO_GL=backend)
         probe = [VENV_PYTHON, os.path.join(ROOT, "tools", "gl_probe.py")]
         try:
-            code = subprocess.call(probe, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
+            silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            if subprocess.call(probe, env=environment, timeout=120, **silent) == 0:
+                return backend
         except subprocess.TimeoutExpired:
-            code = 1
-        if code == 0:
-            return backend
+            continue
     return None
 
 

@@ -1,0 +1,47 @@
+"""Run library notebooks from top to bottom and save what their cells show.
+
+Usage: python tools/execute.py [notebook …]     (default: every numbered notebook in nbs/)
+
+Cells marked `#| eval: false` keep the outputs they have. Widget state is never saved: one explorer's is 5 MB.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Client(NotebookClient):
+    """A notebook client that leaves out the cells that are not to be evaluated."""
+
+    async def async_execute_cell(self, cell: Any, cell_index: int, **options: Any) -> Any:
+        if any(line.replace(" ", "") == "#|eval:false" for line in cell.source.splitlines()):
+            return cell
+        return await super().async_execute_cell(cell, cell_index, **options)
+
+
+def execute(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    client = Client(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        store_widget_state=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute()
+    notebook.metadata.pop("widgets", None)
+    nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    paths = [Path(name) for name in sys.argv[1:]] or sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+    for path in paths:
+        started = time.monotonic()
+        execute(path)
+        print(f"{path.name}: {time.monotonic() - started:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
