@@ -32,7 +32,10 @@ class Words:
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers [rows, columns] of one `field`, with `fewest` to `rows` rows; `flat`: one row without outer list."""
+    """Numbers [rows, columns] of one `field`, with `fewest` to `rows` rows.
+
+    `flat`: a single row without outer list. `zeros`: rows that are missing are written in front, as integer zeros.
+    """
 
     name: str
     field: str
@@ -40,6 +43,12 @@ class Table:
     rows: int
     fewest: int
     flat: bool = False
+    zeros: bool = False
+
+    @property
+    def zero_row(self) -> str:
+        """The text of one padding row."""
+        return "[" + ", ".join("0" * self.columns) + "]"
 
 
 Part: TypeAlias = Constant | Words | Table
@@ -70,12 +79,14 @@ def _write_table(table: Table, values: Array, numbers: Numbers) -> str:
     if len(shape) != 2 or (shape[1] != table.columns and shape[0]) or not table.fewest <= shape[0] <= table.rows:
         rows = str(table.rows) if table.fewest == table.rows else f"{table.fewest} to {table.rows}"
         raise InstructionError(f"{table.name} must have the shape [{rows}, {table.columns}], not {list(shape)}.")
-    return numbers.write(values[0] if table.flat else values, table.field)
+    text = numbers.write(values[0] if table.flat else values, table.field)
+    return "[" + (table.zero_row + ", ") * (table.rows - shape[0]) + text[1:] if table.zeros else text
 
 # %% ../../nbs/06a_instructions.template.ipynb #d5dde8fe
 def read_parts(parts: Sequence[Part], text: str, numbers: Numbers) -> dict[str, Any]:
     """Read a text written by `write_parts`; AnswerError names the character where it stops being one."""
-    reader, values = Reader(text), {}
+    reader = Reader(text)
+    values: dict[str, Any] = {}
     for index, part in enumerate(parts):
         if isinstance(part, Constant):
             reader.constant(part.text)
@@ -104,8 +115,12 @@ def _read_table(reader: Reader, table: Table, numbers: Numbers) -> Array:
     rows: list[Array] = []
     if listed:
         reader.constant("[")
-    while len(rows) < table.rows:
-        if len(rows) >= table.fewest and reader.text.startswith("]", reader.offset):
+    padding = 0
+    while table.zeros and padding < table.rows - 1 and reader.text.startswith(table.zero_row, reader.offset):
+        reader.constant(table.zero_row + ", ")
+        padding += 1
+    while len(rows) < table.rows - padding:
+        if not table.zeros and len(rows) >= table.fewest and reader.text.startswith("]", reader.offset):
             break
         if rows and listed:
             reader.constant(", ")
