@@ -34,8 +34,8 @@ test: .venv/.installed-dev .venv/.gl .venv/.browser  ## every check: style, type
 lab: .venv/.installed-run .venv/.gl  ## JupyterLab at the explorers
 	@$(ENV) jupyter lab --port $(PORT) nbs/explore $(LAB_ARGS)
 
-docs: .venv/.installed-docs .venv/.gl  ## the documentation site, in _docs
-	@$(ENV) python tools/site.py
+docs: .venv/.installed-docs  ## the documentation site, in _docs
+	@$(ENV) python tools/make_site.py
 
 export: .venv/.installed-dev  ## notebooks to package: llarva/*.py, cleaned notebooks, README.md
 	@$(ENV) nbdev_export && nbdev_clean && python tools/readme.py
