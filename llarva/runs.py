@@ -286,7 +286,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
-    return str(value)
+    return str(value).replace("\n", " ")
 
 # %% ../nbs/14_runs.ipynb #49573a1e
 def describe_run(folder: str | Path) -> str:

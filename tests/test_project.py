@@ -235,7 +235,9 @@ def test_no_machine_paths_and_no_big_files() -> None:
 
 def test_constraints_are_exact_and_portable() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "exact versions only, no paths, no local builds"
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), (
+        "exact versions only, no paths, no local builds"
+    )
     names = [line.split("==")[0].lower() for line in lines]
     assert "torchvision" not in names and len(set(names)) == len(names)
 

@@ -104,7 +104,9 @@ def describe(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef, module
         for item in node.body:
             if isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
                 told = (ast.get_docstring(item) or "").split("\n\n")[0].replace("\n", " ")
-                lines.append(f"- `{signature(item)}`".replace("\n    ", " ").replace("\n", "") + (f": {told}" if told else ""))
+                lines.append(
+                    f"- `{signature(item)}`".replace("\n    ", " ").replace("\n", "") + (f": {told}" if told else "")
+                )
     return "\n".join(lines)
 
 
@@ -145,7 +147,9 @@ def clean_outputs(outputs: list[Any]) -> list[Any]:
 
 
 def page_cells(page: Page, targets: dict[str, str]) -> Iterator[Any]:
-    yield nbformat.v4.new_markdown_cell(f"# {page.title}\n\n{page.summary}" + (f"\n\n`{page.module}`" if page.module else ""))
+    yield nbformat.v4.new_markdown_cell(
+        f"# {page.title}\n\n{page.summary}" + (f"\n\n`{page.module}`" if page.module else "")
+    )
     for cell in page.cells[1:]:
         marks = directives(cell.source)
         source = plain(cell.source)
@@ -237,7 +241,10 @@ def card_pages() -> list[str]:
         write_text(f"data_cards/{card.stem}", card_page(card))
     items = "\n".join(f"- [{card.stem}](/data_cards/{card.stem}.md)" for card in cards)
     intro = "One card per dataset says what its numbers mean. Cards are checked by the package before data is read."
-    write_text("data_cards/index", f"# Data cards\n\n{intro}\n\n{items}\n\n" + toctree([f"/data_cards/{c.stem}" for c in cards]))
+    write_text(
+        "data_cards/index",
+        f"# Data cards\n\n{intro}\n\n{items}\n\n" + toctree([f"/data_cards/{c.stem}" for c in cards]),
+    )
     return ["/data_cards/index"] if cards else []
 
 
@@ -263,7 +270,8 @@ def gather() -> None:
 
     modules = [read_page(path, "modules") for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))]
     others = {
-        folder: [read_page(path, folder) for path in sorted((ROOT / "nbs" / folder).glob("*.ipynb"))] for folder in FOLDERS
+        folder: [read_page(path, folder) for path in sorted((ROOT / "nbs" / folder).glob("*.ipynb"))]
+        for folder in FOLDERS
     }
     targets = api_targets(modules)
     for page in [*modules, *(page for pages in others.values() for page in pages)]:
@@ -292,7 +300,19 @@ def api_targets(pages: list[Page]) -> dict[str, str]:
 def main() -> int:
     gather()
     shutil.rmtree(SITE, ignore_errors=True)
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "-d", str(PAGES / "_build")]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-E",
+        "-b",
+        "html",
+        "-d",
+        str(PAGES / "_build"),
+    ]
     status = subprocess.call([*command, str(PAGES), str(SITE)], cwd=ROOT)
     if status == 0:
         print(f"documentation: {SITE / 'index.html'}")
