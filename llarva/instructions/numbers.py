@@ -227,23 +227,29 @@ class BinNumbers:
 
     @classmethod
     def fit(cls, values: Mapping[str, npt.ArrayLike], quantiles: tuple[float, float] = (0.001, 0.999),
-            margin: float = 0.05, bins: int = 256) -> "BinNumbers":
+            margin: float = 0.05, bins: int = 256,
+            fixed: Mapping[tuple[str, int], tuple[float, float]] | None = None) -> "BinNumbers":
         """Take ranges from `values` (field → [M, k]): the quantiles, widened on each side by `margin` of their span.
 
-        A dimension whose values are all within 0–1 and touch both ends (a gripper opening) gets exactly 0–1, so that
-        open and closed are exact. A constant dimension gets one thousandth of a unit on each side.
+        A constant dimension gets one thousandth of a unit on each side. `fixed` maps (field, dimension) to ends that
+        are known without data, such as a gripper's 0 and 1.
         """
-        return cls(bins, {name: _fit_range(finite(array, name), quantiles, margin) for name, array in values.items()})
+        if not 0 <= quantiles[0] < quantiles[1] <= 1 or margin < 0:
+            raise InstructionError(f"Need 0 ≤ low < high ≤ 1 and margin ≥ 0, not {quantiles} and {margin}.")
+        return cls(bins, {name: _fit_range(name, finite(array, name), quantiles, margin, fixed or {})
+                          for name, array in values.items()})
 
 # %% ../../nbs/06_instructions.numbers.ipynb #af510267
-def _fit_range(array: Array, quantiles: tuple[float, float], margin: float) -> Range:
+def _fit_range(name: str, array: Array, quantiles: tuple[float, float], margin: float,
+               fixed: Mapping[tuple[str, int], tuple[float, float]]) -> Range:
     if array.ndim != 2 or not array.size:
-        raise InstructionError(f"Ranges are fitted to arrays [M, k] with M > 0, not to shape {array.shape}.")
+        raise InstructionError(f"Ranges are fitted to arrays [M, k] with M > 0, not to {name} of shape {array.shape}.")
     lower, upper = np.quantile(array, quantiles, axis=0)
     spread = np.maximum((upper - lower) * margin, 1e-3 * (upper == lower))
     lower, upper = lower - spread, upper + spread
-    share = (array.min(axis=0) == 0) & (array.max(axis=0) == 1)
-    lower, upper = np.where(share, 0.0, lower), np.where(share, 1.0, upper)
+    for (owner, dimension), ends in fixed.items():
+        if owner == name:
+            lower[dimension], upper[dimension] = ends
     return Range(tuple(float(x) for x in lower), tuple(float(x) for x in upper))
 
 # %% ../../nbs/06_instructions.numbers.ipynb #c34c3856
