@@ -19,9 +19,7 @@ class CameraError(LlarvaError):
 def _camera(intrinsics: ArrayLike, pose: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     matrix, transform = np.asarray(intrinsics, dtype=np.float64), np.asarray(pose, dtype=np.float64)
     if matrix.shape != (3, 3) or transform.shape != (4, 4):
-        raise CameraError(
-            f"A camera is intrinsics (3, 3) and a pose (4, 4), got {matrix.shape} and {transform.shape}."
-        )
+        raise CameraError(f"A camera is intrinsics (3, 3) and a pose (4, 4), got {matrix.shape} and {transform.shape}.")
     if matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
         raise CameraError(
             f"Focal lengths must be positive, got {matrix[0, 0]} and {matrix[1, 1]}. "
@@ -30,7 +28,9 @@ def _camera(intrinsics: ArrayLike, pose: ArrayLike) -> tuple[NDArray[np.float64]
     return matrix, transform
 
 # %% ../nbs/02_cameras.ipynb #82cc3cdb
-def project(points: ArrayLike, intrinsics: ArrayLike, pose: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def project(
+    points: ArrayLike, intrinsics: ArrayLike, pose: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Project world points [..., 3] (m) into a camera: pixels [..., 2] and depth [...] (m along the optical axis).
 
     Pixels are x right, y down from the image's top-left corner. A point with depth <= 0 is behind the camera and has
@@ -106,9 +106,7 @@ def from_negative_focal(intrinsics: ArrayLike, pose: ArrayLike) -> tuple[NDArray
     matrix = np.array(intrinsics, dtype=np.float64)
     transform = np.array(pose, dtype=np.float64)
     if matrix.shape != (3, 3) or transform.shape != (4, 4):
-        raise CameraError(
-            f"A camera is intrinsics (3, 3) and a pose (4, 4), got {matrix.shape} and {transform.shape}."
-        )
+        raise CameraError(f"A camera is intrinsics (3, 3) and a pose (4, 4), got {matrix.shape} and {transform.shape}.")
     if matrix[0, 0] >= 0 or matrix[1, 1] >= 0:
         raise CameraError(f"Both focal entries must be negative here, got {matrix[0, 0]} and {matrix[1, 1]}.")
     matrix[:2, :2] *= -1

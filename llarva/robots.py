@@ -175,7 +175,9 @@ def check_action(action: ArrayLike, control_mode: str) -> NDArray[np.float32]:
         )
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
-        raise RobotError(f"Action number {bad[0]} ({mode.action_names[bad[0]]}) is {values[bad[0]]}; it must be finite.")
+        raise RobotError(
+            f"Action number {bad[0]} ({mode.action_names[bad[0]]}) is {values[bad[0]]}; it must be finite."
+        )
     return values
 
 # %% ../nbs/01_robots.ipynb #653a972a

@@ -176,7 +176,9 @@ def episodes_equal(left: Episode, right: Episode) -> bool:
         return False
     heads = all(same(getattr(left, f.name), getattr(right, f.name)) for f in fields(Episode) if f.name != "steps")
     return heads and all(
-        same(getattr(a, f.name), getattr(b, f.name)) for a, b in zip(left.steps, right.steps) for f in fields(Step)
+        same(getattr(a, f.name), getattr(b, f.name))
+        for a, b in zip(left.steps, right.steps, strict=True)
+        for f in fields(Step)
     )
 
 # %% ../../nbs/03_episodes.records.ipynb #16be259f
@@ -194,10 +196,12 @@ def actions_in(episode: Episode, control_mode: str) -> NDArray[np.float32]:
         return np.asarray(own, dtype=np.float32).reshape(len(steps), -1 if steps else mode.action_size)
     gripper = [
         float(nxt.gripper_open > 0.5) if step.action is None else float(step.action[-1])
-        for step, nxt in zip(steps, episode.steps[1:])
+        for step, nxt in zip(steps, episode.steps[1:], strict=True)
     ]
     if mode.name == "joint_velocity":
-        commands = [_needed(step.joint_velocity_command, "joint_velocity_command", episode, t) for t, step in enumerate(steps)]
+        commands = [
+            _needed(step.joint_velocity_command, "joint_velocity_command", episode, t) for t, step in enumerate(steps)
+        ]
         motion = np.asarray(commands, dtype=np.float64).reshape(len(steps), mode.action_size - 1)
     else:
         motion = _measured_deltas(episode)

@@ -186,7 +186,10 @@ def _open_shard(path: Path) -> pq.ParquetFile:
 def _index_shard(path: Path) -> dict[str, Any]:
     shard = _open_shard(path)
     try:
-        ids = [shard.read_row_group(g, columns=["episode_id"])["episode_id"][0].as_py() for g in range(shard.num_row_groups)]
+        ids = [
+            shard.read_row_group(g, columns=["episode_id"])["episode_id"][0].as_py()
+            for g in range(shard.num_row_groups)
+        ]
     except (pa.ArrowInvalid, OSError, KeyError, IndexError) as error:
         raise EpisodeError(f"{path}: the episode ids cannot be read: {error}.") from error
     steps = [shard.metadata.row_group(g).num_rows for g in range(shard.num_row_groups)]
@@ -396,7 +399,9 @@ class EpisodeStore:
         entry = self._index["shards"][s]
         path = self.folder / "data" / entry["file"]
         if path.exists() and path.stat().st_size != entry["bytes"]:
-            raise EpisodeError(f"{path}: {path.stat().st_size} bytes, the index says {entry['bytes']}: cut off or changed.")
+            raise EpisodeError(
+                f"{path}: {path.stat().st_size} bytes, the index says {entry['bytes']}: cut off or changed."
+            )
         file = _open_shard(path)
         if file.num_row_groups != len(entry["ids"]):
             raise EpisodeError(f"{path}: {file.num_row_groups} episodes, the index says {len(entry['ids'])}.")
@@ -408,7 +413,9 @@ class EpisodeStore:
         try:
             table = file.read_row_group(g)
         except (pa.ArrowInvalid, OSError) as error:
-            raise EpisodeError(f"{path}, row {first_row}: episode {entry['ids'][g]!r} does not read: {error}.") from error
+            raise EpisodeError(
+                f"{path}, row {first_row}: episode {entry['ids'][g]!r} does not read: {error}."
+            ) from error
         episode = episode_from_table(table, path, first_row)
         if episode.episode_id != entry["ids"][g]:
             raise EpisodeError(f"{path}, row {first_row}: found {episode.episode_id!r}, wanted {entry['ids'][g]!r}.")
@@ -422,8 +429,10 @@ def verify_store(folder: str | Path) -> None:
         path = store.folder / "data" / entry["file"]
         if path.exists() and _hash_file(path) != entry["sha256"]:
             raise EpisodeError(f"{path}: the content does not match the hash in store.json.")
-    rows = [(entry["file"], sum(entry["steps"][:g])) for entry in store._index["shards"] for g in range(len(entry["ids"]))]
-    for (file, first_row), episode in zip(rows, store):
+    rows = [
+        (entry["file"], sum(entry["steps"][:g])) for entry in store._index["shards"] for g in range(len(entry["ids"]))
+    ]
+    for (file, first_row), episode in zip(rows, store, strict=True):
         check_episode(episode)
         for t, step in enumerate(episode.steps):
             try:

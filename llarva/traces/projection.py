@@ -93,7 +93,7 @@ def project_episode(episode: Episode, size: tuple[int, int] | None = None) -> Tr
     """
     camera = intrinsics, pose = _camera_of(episode, 0)
     for t in range(1, len(episode.steps)):
-        if not all(np.array_equal(a, b) for a, b in zip(_camera_of(episode, t), (intrinsics, pose))):
+        if not all(np.array_equal(a, b) for a, b in zip(_camera_of(episode, t), (intrinsics, pose), strict=True)):
             raise TraceError(
                 f"Episode {episode.episode_id!r}: the camera of step {t} differs from that of step 0. "
                 "A moving camera sees another trace from each step: use trace_for_step."
