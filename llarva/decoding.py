@@ -68,7 +68,7 @@ def answer_format(format: InstructionFormat, steps: int | None) -> InstructionFo
     if steps is None or steps == format.n:
         return format
     if not 1 <= steps <= format.n:
-        raise DecodingError(f"Cannot decode {steps} steps: the checkpoint predicts n = {format.n}. Valid: 1–{format.n}.")
+        raise DecodingError(f"Cannot decode {steps} steps: the checkpoint predicts {format.n}. Valid: 1–{format.n}.")
     return replace(format, n=steps)
 
 
@@ -132,7 +132,7 @@ class Decoder:
         """Answer `prompts` [B] about uint8 `images` [B, H, W, 3]."""
         began = time.perf_counter()
         if len(images) != len(prompts) or not len(prompts):
-            raise DecodingError(f"{len(images)} images and {len(prompts)} prompts: need one image per prompt, at least one.")
+            raise DecodingError(f"{len(images)} images and {len(prompts)} prompts; need one image per prompt.")
         prompt_ids = [encode_prompt(self.processor, prompt) for prompt in prompts]
         answers, forwards = self._decode(prompt_ids, self.features(np.asarray(images)))
         texts = ["".join(self.vocabulary[token] for token in answer[:-1]) for answer in answers]

@@ -20,7 +20,7 @@ from .instructions.format import InstructionFormat
 from .instructions.numbers import BinNumbers
 from .kinematics import proprioception
 from .models.checkpoints import Checkpoint
-from .robots import get_control_mode, get_robot
+from .robots import get_robot
 
 # %% ../nbs/10_policy.ipynb #185ea801
 class PolicyError(LlarvaError):
@@ -149,5 +149,6 @@ class Policy:
     def _rows(self, indices: Sequence[int] | None, count: int, what: str) -> list[int]:
         rows = list(range(self.batch)) if indices is None else [int(index) for index in indices]
         if len(rows) != count or len(set(rows)) != len(rows) or any(not 0 <= row < self.batch for row in rows):
-            raise PolicyError(f"{count} {what} for robots {rows}: need one each, for distinct robots of 0–{self.batch - 1}.")
+            raise PolicyError(f"{count} {what} for robots {rows}: need one each, for distinct robots of "
+                              f"0–{self.batch - 1}.")
         return rows

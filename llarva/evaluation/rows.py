@@ -148,5 +148,5 @@ def compare(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> PairedTest:
 def _by_scene(rows: Sequence[Row], side: str) -> dict[tuple[str, int, int], bool]:
     scenes = {(row["task"], row["variation"], row["seed"]): bool(row["success"]) for row in rows}
     if len(scenes) != len(rows) or not rows:
-        raise EvaluationError(f"Evaluation {side} has {len(rows)} rows of {len(scenes)} scenes; each scene counts once.")
+        raise EvaluationError(f"Evaluation {side} has {len(rows)} rows of {len(scenes)} scenes; each counts once.")
     return scenes
