@@ -75,7 +75,7 @@ def visible(pixels: ArrayLike, depth: ArrayLike, image_size: tuple[int, int]) ->
 
 # %% ../nbs/02_cameras.ipynb #eba777a1
 def intrinsics_from_fov(vertical_fov: float, image_size: tuple[int, int]) -> NDArray[np.float64]:
-    """Intrinsics [3, 3] of square pixels and a centred axis, from the vertical field of view (rad) and (height, width)."""
+    """Intrinsics [3, 3] of square, centred pixels, from the vertical field of view (rad) and (height, width)."""
     height, width = image_size
     if not 0 < vertical_fov < np.pi:
         raise CameraError(f"A field of view is between 0 and pi rad, got {vertical_fov}.")

@@ -87,8 +87,8 @@ def project_episode(episode: Episode, size: tuple[int, int] | None = None) -> Tr
     """The trace of a whole episode seen by a fixed camera, one point per step.
 
     Needs `end_effector_position` on every step and a camera that does not move. `size` is (height, width) in pixels,
-    read off the first kept image when not given. Visible means in front of the camera and inside the image; occlusion is
-    not considered. Raises `TraceError` when something is missing, or when the camera moves (then use
+    read off the first kept image when not given. Visible means in front of the camera and inside the image; occlusion
+    is not considered. Raises `TraceError` when something is missing, or when the camera moves (then use
     `trace_for_step`).
     """
     camera = intrinsics, pose = _camera_of(episode, 0)
