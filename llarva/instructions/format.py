@@ -96,7 +96,13 @@ class InstructionFormat:
         return write_parts(parts, values, self.numbers)
 
     def parse(self, text: str, control_mode: str, with_trace: bool = True) -> Answer:
-        """Read an answer back, exactly; AnswerError says at which character it stops being one, and why."""
+        """Read an answer back, exactly; AnswerError says at which character it stops being one, and why.
+
+        Where a wording's answer with trace was never published, only the labelled action is read, as LLARVA's agent does.
+        """
+        template = get_template(self.template)
+        if with_trace and template.prompt_with_trace and not template.answer_with_trace:
+            return Answer(None, _find_action(self, text, control_mode))
         values = read_parts(_parts(self, "answer", control_mode, with_trace), text, self.numbers)
         return Answer(values.get("trace"), values["actions"])
 
@@ -190,6 +196,16 @@ def _pad_history(format: InstructionFormat, states: Array, control_mode: str) ->
     states = states[:, : _state_width(template, control_mode)]
     missing = format.history - len(states)
     return states if template.zero_history else np.concatenate([np.repeat(states[:1], missing, axis=0), states])
+
+# %% ../../nbs/06d_instructions.format.ipynb #0de7178d
+def _find_action(format: InstructionFormat, text: str, control_mode: str) -> Array:
+    label, table = _parts(format, "answer", control_mode, False)
+    if not isinstance(label, Constant) or not isinstance(table, Table):
+        raise InstructionError(f"Template {format.template!r} has no label in front of its action.")
+    start = text.find(label.text)
+    reader = Reader(text, start if start >= 0 else len(text))
+    reader.constant(label.text)
+    return format.numbers.read(reader, table.field, table.columns)[None]
 
 # %% ../../nbs/06d_instructions.format.ipynb #e7114e34
 def _parse_prompt(format: InstructionFormat, text: str) -> Prompt:
