@@ -11,6 +11,8 @@ exclude_patterns = ["_build", "jupyter_execute"]
 nb_execution_mode = "off"
 # Widgets need a running kernel; without this their pages would ask another host for a script.
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}
+nb_code_prompt_show = "Code"
+nb_code_prompt_hide = "Hide code"
 nb_mime_priority_overrides = [("html", "text/html", 5)]
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]

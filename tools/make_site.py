@@ -74,6 +74,10 @@ def definitions(source: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef 
             yield node
 
 
+def only_imports(source: str) -> bool:
+    return all(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(source).body)
+
+
 # --- what a reader sees of exported code -----------------------------------------------------------------------------
 
 
@@ -148,7 +152,7 @@ def clean_outputs(outputs: list[Any]) -> list[Any]:
 
 def page_cells(page: Page, targets: dict[str, str]) -> Iterator[Any]:
     yield nbformat.v4.new_markdown_cell(
-        f"# {page.title}\n\n{page.summary}" + (f"\n\n`{page.module}`" if page.module else "")
+        f"# {page.title}\n\n{page.summary}" + (f"\n\n`llarva.{page.module}`" if page.module else "")
     )
     for cell in page.cells[1:]:
         marks = directives(cell.source)
@@ -161,7 +165,10 @@ def page_cells(page: Page, targets: dict[str, str]) -> Iterator[Any]:
         code = nbformat.v4.new_code_cell(source, outputs=clean_outputs(cell.outputs))
         code.metadata["tags"] = []
         if marks & {"export", "exporti", "exports"}:
-            for node in definitions(source):
+            found = list(definitions(source))
+            if not found and only_imports(source):
+                continue
+            for node in found:
                 yield nbformat.v4.new_markdown_cell(link_names(describe(node, page.module, targets), targets))
             code.metadata["tags"] = ["hide-input"]
         yield code
@@ -300,21 +307,12 @@ def api_targets(pages: list[Page]) -> dict[str, str]:
 def main() -> int:
     gather()
     shutil.rmtree(SITE, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-E",
-        "-b",
-        "html",
-        "-d",
-        str(PAGES / "_build"),
-    ]
-    status = subprocess.call([*command, str(PAGES), str(SITE)], cwd=ROOT)
+    # The builder leaves a work folder beside its output, so it builds inside _proc and the result is moved.
+    built = PAGES / "_build" / "html"
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html"]
+    status = subprocess.call([*command, "-d", str(PAGES / "_build" / "trees"), str(PAGES), str(built)], cwd=ROOT)
     if status == 0:
+        shutil.move(built, SITE)
         print(f"documentation: {SITE / 'index.html'}")
     return status
 
