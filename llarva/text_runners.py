@@ -134,7 +134,7 @@ class LeanLlama:
         self._reserve(capacity)
 
     def _reserve(self, capacity: int) -> None:
-        """Have at least `capacity` slots and keep what is stored; even a masked slot must be finite, so new ones are 0."""
+        """Have at least `capacity` slots and keep what is stored; new ones are 0, since masked ones must be finite."""
         more = capacity - self.keys.shape[3]
         if more <= 0:
             return
