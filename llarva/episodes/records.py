@@ -43,7 +43,7 @@ def _open(data: bytes) -> Image.Image:
 
 def _decode(data: bytes, mode: str) -> NDArray[np.uint8]:
     try:
-        return np.asarray(_open(data).convert(mode))
+        return np.array(_open(data).convert(mode))
     except (OSError, ValueError, SyntaxError) as error:
         raise EpisodeError(f"Image of {len(data)} bytes does not decode: {error}.") from error
 
