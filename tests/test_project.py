@@ -9,10 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from llarva.runs import notebook_parameters
 
@@ -240,6 +242,22 @@ def test_constraints_are_exact_and_portable() -> None:
     )
     names = [line.split("==")[0].lower() for line in lines]
     assert "torchvision" not in names and len(set(names)) == len(names)
+
+
+def test_tested_set_installs_on_every_python_311() -> None:
+    # Distributions ship early patch releases of Python; a package that wants a later one breaks their set-up.
+    wrong = []
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if "==" in line:
+            name, version = line.split("==")
+            try:
+                found = metadata.distribution(name)
+            except metadata.PackageNotFoundError:
+                continue
+            wanted = SpecifierSet(found.metadata["Requires-Python"] or "")
+            if found.version.split("+")[0] == version and "3.11.0" not in wanted:
+                wrong.append(f"{line} needs Python {wanted}")
+    assert not wrong, wrong
 
 
 def test_make_lists_its_targets() -> None:

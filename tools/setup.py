@@ -77,6 +77,9 @@ def ensure_venv():
             stop("%s cannot make virtual environments; install the system package %s." % (sys.executable, package))
     say("creating .venv with %s" % sys.executable)
     subprocess.check_call([sys.executable, "-m", "venv", "--clear", VENV])
+    # Debian 12's pip (23.0) cannot resolve some extras under constraints; an old one is kept where no newer can be had.
+    upgrade = [VENV_PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "pip"]
+    subprocess.call(upgrade, stderr=subprocess.DEVNULL)
 
 
 def install_packages(purpose):
@@ -85,7 +88,9 @@ def install_packages(purpose):
     extras, serves = PURPOSES[purpose]
     say("installing Python packages into .venv (the first time takes a few minutes and about 2 GB)")
     pip = [VENV_PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    if subprocess.call(pip + ["--constraint", "constraints.txt", "--editable", "." + extras], cwd=ROOT) != 0:
+    # Build back ends warn about every editable installation.
+    quiet = dict(os.environ, PYTHONWARNINGS="ignore")
+    if subprocess.call(pip + ["--constraint", "constraints.txt", "--editable", "." + extras], cwd=ROOT, env=quiet) != 0:
         stop("pip could not install the packages; its message stands above.")
     for name in serves:
         touch(".installed-" + name)
