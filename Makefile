@@ -32,7 +32,9 @@ test: .venv/.installed-dev .venv/.gl .venv/.browser  ## every check: style, type
 	@$(ENV) python -m pytest -q
 
 lab: .venv/.installed-run .venv/.gl  ## JupyterLab at the explorers
-	@$(ENV) jupyter lab --port $(PORT) nbs/explore $(LAB_ARGS)
+	@mkdir -p nbs/explore
+	@$(ENV) jupyter lab --port $(PORT) --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/explore \
+		$(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS)
 
 docs: .venv/.installed-docs  ## the documentation site, in _docs
 	@$(ENV) python tools/make_site.py
