@@ -24,14 +24,8 @@ from llarva.episodes.records import (
     episodes_equal,
     image_size,
 )
-from llarva.episodes.store import (
-    SCHEMA,
-    EpisodeStore,
-    EpisodeWriter,
-    episode_from_table,
-    episode_table,
-    verify_store,
-)
+from llarva.episodes.store import EpisodeStore, EpisodeWriter, verify_store
+from llarva.episodes.table import SCHEMA, episode_from_table, episode_table
 from llarva.kinematics import quaternion_xyzw, rotation_matrix
 from llarva.robots import RobotError
 
