@@ -112,7 +112,10 @@ class InstructionFormat:
 
     def clip_points(self, points: npt.ArrayLike) -> Array:
         """Move pixel `points` [..., 2] that lie outside the image to its edge."""
-        return np.clip(finite(points, "trace"), 0, self.image_size[::-1])
+        array = finite(points, "trace")
+        if array.shape[-1:] != (2,):
+            raise InstructionError(f"Pixels come in pairs [..., 2], not in the shape {list(array.shape)}.")
+        return np.clip(array, 0, self.image_size[::-1])
 
     def _pad(self, states: npt.ArrayLike, control_mode: str) -> Array:
         return _pad_history(self, finite(states, "states"), control_mode)
@@ -128,7 +131,7 @@ class InstructionFormat:
     def parse_point(self, text: str) -> Array:
         """Read a pixel back as float32 [2]; AnswerError as for answers."""
         reader = Reader(text)
-        point = self.numbers.read(reader, "trace", 2)
+        point = self.numbers.read(reader, "trace", 2, self.image_size[::-1])
         reader.end()
         return point
 
@@ -178,7 +181,7 @@ def _parts(format: InstructionFormat, kind: str, control_mode: str, with_trace: 
         "instruction": Words("instruction"),
         "states": Table("states", f"state:{control_mode}", width, format.history,
                         1 if template.zero_history else format.history, zeros=template.zero_history),
-        "trace": Table("trace", "trace", 2, format.trace_points, fewest),
+        "trace": Table("trace", "trace", 2, format.trace_points, fewest, limits=format.image_size[::-1]),
         "actions": Table("actions", f"action:{control_mode}", len(mode.action_names), format.n, format.n,
                          flat=template.flat_single_step and format.n == 1)})
 

@@ -69,12 +69,19 @@ class _Builder:
     def choice(self, symbols: Iterable[str], follow: int) -> dict[str, int]:
         return dict.fromkeys(symbols, follow)
 
-    def whole(self, follow: int) -> int:
-        after = self.edges[follow]
-        last = follow
-        for _ in range(3):
-            last = self.state(self.choice("0123456789", last), after)
-        return self.state({"0": follow}, self.choice("123456789", last))
+    def whole(self, follow: int, limit: int) -> int:
+        after, digits = self.edges[follow], [int(digit) for digit in str(limit)]
+        loose = [follow]  # loose[r]: up to r more digits, whatever they are
+        for _ in digits[1:]:
+            loose.append(self.state(self.choice("0123456789", loose[-1]), after))
+        tight = follow  # behind the first i digits of the limit itself
+        for i in reversed(range(len(digits))):
+            rest = len(digits) - i - 1
+            below = self.choice("0123456789"[int(i == 0) : digits[i]], loose[rest])
+            above = self.choice("0123456789"[digits[i] + 1 :], loose[rest - 1]) if rest else {}
+            begin: Edges = {"0": follow} if i == 0 and digits[0] else after if i else {}
+            tight = self.state(begin, below, above, {str(digits[i]): tight})
+        return tight
 
     def real(self, follow: int) -> int:
         after, some = self.edges[follow], follow
@@ -100,7 +107,8 @@ class _TableBuilder(_Builder):
         for column in range(table.columns):
             if decimal:
                 follow = self.constant(", ", follow) if column else follow
-                follow = self.whole(follow) if table.field == "trace" else self.real(follow)
+                limit = table.limits[-1 - column] if table.limits else 9999
+                follow = self.whole(follow, limit) if table.field == "trace" else self.real(follow)
             else:
                 follow = self.state(self.choice(numbers.tokens(), follow))
         return self.constant("[", follow) if decimal else follow

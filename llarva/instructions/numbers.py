@@ -8,7 +8,7 @@ __all__ = ['Array', 'Numbers', 'InstructionError', 'AnswerError', 'Reader', 'fin
 
 # %% ../../nbs/06_instructions.numbers.ipynb #b79cc0f0
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -87,6 +87,15 @@ _REAL = re.compile(r"-?(?:0|[1-9][0-9]{0,2})\.[0-9](?:[0-9]{0,2}[1-9])?")
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,3}")
 
 
+def _read_whole(reader: Reader, limit: int) -> float:
+    start, expected = reader.offset, f"a whole number up to {limit}"
+    value = int(reader.match(_WHOLE, expected))
+    if value > limit:
+        reader.offset = start
+        raise reader.refuse(expected)
+    return float(value)
+
+
 @dataclass(frozen=True)
 class DecimalNumbers:
     """Numbers as decimal text in nested lists: reals below 1000 with at most 4 decimals, traces as whole pixels.
@@ -105,15 +114,20 @@ class DecimalNumbers:
                                    f"but decimal text holds {bounds}.")
         return str(rounded.astype(np.int64).tolist() if field == "trace" else rounded.tolist())
 
-    def read(self, reader: Reader, field: str, columns: int) -> Array:
-        """Read one flat list of `columns` numbers at the reader's place as float32 [columns]."""
-        pattern, expected = (_WHOLE, "a whole number") if field == "trace" else (_REAL, "a decimal number")
+    def read(self, reader: Reader, field: str, columns: int, limits: Sequence[int] | None = None) -> Array:
+        """Read one flat list of `columns` numbers at the reader's place as float32 [columns].
+
+        `limits`: the largest legal pixel of each column of a trace (default 9999).
+        """
         reader.constant("[")
         row = []
         for index in range(columns):
             if index:
                 reader.constant(", ")
-            row.append(float(reader.match(pattern, expected)))
+            if field == "trace":
+                row.append(_read_whole(reader, limits[index] if limits else 9999))
+            else:
+                row.append(float(reader.match(_REAL, "a decimal number")))
         reader.constant("]")
         return np.array(row, dtype=np.float32)
 
@@ -197,8 +211,8 @@ class BinNumbers:
         words = self._words
         return "".join([words[index] for index in self.encode(values, field).ravel()])
 
-    def read(self, reader: Reader, field: str, columns: int) -> Array:
-        """Read `columns` bins at the reader's place as float32 [columns]."""
+    def read(self, reader: Reader, field: str, columns: int, limits: Sequence[int] | None = None) -> Array:
+        """Read `columns` bins at the reader's place as float32 [columns]; the range is the only limit of a bin."""
         row = []
         for _ in range(columns):
             start = reader.offset

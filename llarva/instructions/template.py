@@ -35,6 +35,7 @@ class Table:
     """Numbers [rows, columns] of one `field`, with `fewest` to `rows` rows.
 
     `flat`: a single row without outer list. `zeros`: rows that are missing are written in front, as integer zeros.
+    `limits`: the largest legal pixel per column of a trace in decimals.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Table:
     fewest: int
     flat: bool = False
     zeros: bool = False
+    limits: tuple[int, ...] | None = None
 
     @property
     def zero_row(self) -> str:
@@ -124,7 +126,7 @@ def _read_table(reader: Reader, table: Table, numbers: Numbers) -> Array:
             break
         if rows and listed:
             reader.constant(", ")
-        rows.append(numbers.read(reader, table.field, table.columns))
+        rows.append(numbers.read(reader, table.field, table.columns, table.limits))
     if listed:
         reader.constant("]")
     return np.stack(rows) if rows else np.zeros((0, table.columns), np.float32)

@@ -1,0 +1,124 @@
+"""The grammar over tokens: walks read back, constants have one spelling, dead ends are gone."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llarva.instructions.format import InstructionFormat
+from llarva.instructions.grammar import GrammarError, build_grammar, compile_grammar
+from llarva.instructions.numbers import BinNumbers, DecimalNumbers, Range
+from llarva.instructions.template import Constant, Table, Words
+
+MODE = "end_effector_delta"
+BINS = BinNumbers(256, {"trace": Range((0.0, 0.0), (128.0, 128.0)), f"action:{MODE}": Range((-1.0,) * 7, (1.0,) * 7)})
+FORMATS = {
+    kind: InstructionFormat("llarva-workbench-v1", numbers, "panda", 2, 2, 3, (128, 128))
+    for kind, numbers in (("decimal", DecimalNumbers()), ("bins", BINS))
+}
+CHARACTERS = [*map(chr, range(32, 127))]
+BASE = ["", "</s>", "\ufffd", *CHARACTERS]
+
+
+def spell(vocabulary, tokens, rng):
+    """A random legal walk: its token ids and text."""
+    state, ids = tokens.start, []
+    while state != tokens.end:
+        ids.append(int(rng.choice(tokens.allowed(state))))
+        state = tokens.advance(state, ids[-1])
+    assert ids[-1] == 1
+    return ids[:-1], "".join(vocabulary[i] for i in ids[:-1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(FORMATS)),
+    st.booleans(),
+    st.lists(st.text("[], .-0123456789The<>", min_size=2, max_size=6), max_size=40),
+    st.integers(0, 2**32),
+)
+def test_any_walk_under_any_vocabulary_reads_back(kind, with_trace, extra, seed):
+    form, rng = FORMATS[kind], np.random.default_rng(seed)
+    vocabulary = [*BASE, *extra, *form.number_tokens(), *form.phrases()]
+    tokens = compile_grammar(form.grammar(MODE, with_trace), vocabulary, end_id=1)
+    for _ in range(3):
+        _, text = spell(vocabulary, tokens, rng)
+        back = form.parse(text, MODE, with_trace)
+        assert form.answer(back.trace, back.actions, MODE) == text
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_answer_can_be_spelled_and_constants_in_one_way(kind):
+    form, rng = FORMATS[kind], np.random.default_rng(0)
+    vocabulary = [*BASE, " -", ", ", "], [", *form.number_tokens(), *form.phrases()]
+    tokens = compile_grammar(form.grammar(MODE), vocabulary, end_id=1)
+    order = sorted(set(vocabulary) - {"", "</s>"}, key=len, reverse=True)
+    for _ in range(20):
+        text = form.answer(rng.uniform(0, 128, (3, 2)), rng.uniform(-1, 1, (2, 7)), MODE)
+        state, offset = tokens.start, 0
+        while offset < len(text):
+            word = next(w for w in order if text.startswith(w, offset) and vocabulary.index(w) in tokens.allowed(state))
+            state, offset = tokens.advance(state, vocabulary.index(word)), offset + len(word)
+        assert tokens.forced(state) == 1 and tokens.advance(state, 1) == tokens.end
+    opening = vocabulary.index("The 2-D visual trace: ")
+    assert tokens.allowed(tokens.start).tolist() == [opening] and tokens.forced(tokens.start) == opening
+
+
+def test_a_number_token_is_never_spelled_by_characters():
+    form = FORMATS["bins"]
+    vocabulary = [*BASE, *form.number_tokens(), *form.phrases()]
+    tokens = compile_grammar(form.grammar(MODE), vocabulary, end_id=1)
+    state = tokens.advance(tokens.start, tokens.forced(tokens.start))
+    assert [vocabulary[i] for i in tokens.allowed(state)] == list(form.number_tokens())
+    assert len(tokens) == 1 + 6 + 1 + 14 + 1 + 1 + 1  # opening, trace, middle, actions, full stop, complete, end
+
+
+def test_dense_tables_agree_with_the_sparse_ones_and_the_end_waits():
+    form = FORMATS["bins"]
+    vocabulary = [*BASE, *form.number_tokens(), *form.phrases()]
+    tokens = compile_grammar(form.grammar(MODE), vocabulary, end_id=1)
+    assert tokens.mask.shape == tokens.next.shape == (len(tokens), len(vocabulary))
+    for state in range(len(tokens)):
+        assert np.flatnonzero(tokens.mask[state]).tolist() == tokens.allowed(state).tolist() != []
+        for token in tokens.allowed(state):
+            assert tokens.next[state, token] == tokens.advance(state, int(token))
+    assert (tokens.next[~tokens.mask] == -1).all()
+    assert tokens.allowed(tokens.end).tolist() == [1] and tokens.advance(tokens.end, 1) == tokens.end
+    with pytest.raises(GrammarError, match="Token 0 is not legal"):
+        tokens.advance(tokens.start, 0)
+
+
+def test_the_longest_token_inside_a_fixed_stretch_wins_but_choices_beyond_it_stay():
+    grammar = build_grammar((Constant("ab: "), Table("a", "a", 1, 1, 1, flat=True)), DecimalNumbers())
+    vocabulary = ["", "</s>", *CHARACTERS, "ab", "ab:", "a", ": [", " [", "[-", " [-", ": [-"]
+    tokens = compile_grammar(grammar, vocabulary, end_id=1)
+    assert [vocabulary[i] for i in tokens.allowed(tokens.start)] == ["ab:"]
+    state = tokens.advance(tokens.start, vocabulary.index("ab:"))
+    assert {vocabulary[i] for i in tokens.allowed(state)} == {" [", " [-"}
+
+
+def test_vocabularies_that_lead_nowhere():
+    form = FORMATS["decimal"]
+    grammar = form.grammar(MODE)
+    with pytest.raises(GrammarError, match="cannot spell"):
+        compile_grammar(grammar, ["", "</s>", *(c for c in CHARACTERS if c != ".")], end_id=1)
+    with pytest.raises(GrammarError, match="cannot spell"):
+        compile_grammar(FORMATS["bins"].grammar(MODE), BASE, end_id=1)
+    with pytest.raises(GrammarError, match="outside the vocabulary"):
+        compile_grammar(grammar, BASE, end_id=len(BASE))
+    no_five = [*(c for c in BASE if c != "5"), "15"]  # a way that exists only sometimes must never be a trap
+    tokens = compile_grammar(grammar, no_five, end_id=1)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        form.parse(spell(no_five, tokens, rng)[1], MODE)
+
+
+def test_free_text_and_open_lengths_have_no_grammar():
+    with pytest.raises(GrammarError, match="free text"):
+        build_grammar((Words("instruction"),), DecimalNumbers())
+
+
+def test_bounded_size():
+    form = InstructionFormat("llarva-workbench-v1", DecimalNumbers(), "panda", 5, 16, 30, (128, 128))
+    tokens = compile_grammar(form.grammar("joint_velocity"), [*BASE, *form.phrases()], end_id=1)
+    assert len(tokens.tokens) < 30_000 and len(tokens) < 4000
