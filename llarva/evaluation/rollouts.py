@@ -25,7 +25,16 @@ from tqdm.auto import tqdm
 from ..cameras import project
 from ..errors import unknown_choice
 from .rows import EvaluationError, format_summary, part_path, read_rows, write_part
-from .scenes import Environment, EvaluationConfig, Scene, Start, begin, check_seeds, scenes_of
+from llarva.evaluation.scenes import (
+    Environment,
+    EvaluationConfig,
+    Scene,
+    Start,
+    begin,
+    check_seeds,
+    object_points,
+    scenes_of,
+)
 from .video import Frame, png_bytes, strip, write_film
 from ..models.checkpoints import Checkpoint, load_checkpoint
 from ..policy import ActionChunk, Policy
@@ -59,6 +68,11 @@ class Rollout:
         if self.scene.film:
             self.frames.append(Frame(np.array(self.observation["image"]), self.trace, len(self.actions)))
 
+    def nearest_object(self) -> str | None:
+        """The named object that is nearest to the end effector."""
+        points = object_points(self.env)
+        return min(points, key=lambda name: float(np.linalg.norm(points[name] - self.positions[-1])), default=None)
+
     def path(self) -> np.ndarray:
         """The executed path of the end effector in pixels, float64 [T, 2]."""
         pixels, _ = project(np.stack(self.positions), self.info["camera_intrinsics"], self.info["camera_pose"])
@@ -77,11 +91,14 @@ class Drives(Protocol):
         """One action per observation, and the new chunk where one was decoded."""
 
 
-def rollout(policy: Drives, scenes: Sequence[Scene], envs: Sequence[Environment], control: str) -> list[Rollout]:
+def rollout(
+    policy: Drives, scenes: Sequence[Scene], envs: Sequence[Environment], control: str,
+    variations: Sequence[int] | None = None,
+) -> list[Rollout]:
     """Run one episode per scene, each in its own environment, sharing the policy's decoding."""
     episodes = []
     for scene, env in zip(scenes, envs, strict=False):
-        start = begin(scene, env, control)
+        start = begin(scene, env, control, variations)
         episodes.append(Rollout(scene, env, start, start.observation, start.info))
         episodes[-1].positions.append(np.array(start.info["end_effector_position"]))
     policy.reset([episode.start.instruction for episode in episodes], range(len(episodes)))
@@ -116,7 +133,7 @@ def row_of(episode: Rollout, control: str) -> dict[str, Any]:
     """The row of a finished episode."""
     scene, info = episode.scene, episode.info
     milliseconds = 1000 * np.array(episode.seconds)
-    success = bool(info["success"])
+    success, nearest = bool(info["success"]), episode.nearest_object()
     return {
         "env": f"llarva/{scene.task}-v0", "task": scene.task, "variation": int(info["variation"]), "seed": scene.seed,
         "success": success, "steps": len(episode.actions), "failure": None if success else info["failure"],
@@ -126,6 +143,7 @@ def row_of(episode: Rollout, control: str) -> dict[str, Any]:
         "action_sha256": hashlib.sha256(np.stack(episode.actions).tobytes()).hexdigest(),
         "trace_error_px": trace_error(episode.first_trace, episode.path()),
         "instruction": episode.start.instruction,
+        "nearest_object": nearest, "reached_asked": None if nearest is None else nearest in episode.start.instruction,
         "asked_variation": episode.start.asked_variation, "control": control,
     }
 
@@ -198,7 +216,7 @@ def evaluate(
                 if task not in envs:
                     _close(envs)
                     envs[task] = [make_env(task, config, checkpoint.format.image_size[0]) for _ in scenes]
-                episodes = rollout(policy, scenes, envs[task], config.control)
+                episodes = rollout(policy, scenes, envs[task], config.control, config.variations)
                 _keep_pictures(folder, episodes)
                 write_part(folder, part, [row_of(episode, config.control) for episode in episodes])
         finally:

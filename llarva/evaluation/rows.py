@@ -43,6 +43,8 @@ ROW_SCHEMA = pa.schema([
     ("action_sha256", pa.string()),  # of the executed actions, float32
     ("trace_error_px", pa.float64()),  # first predicted trace against the executed path; null without a trace
     ("instruction", pa.string()),  # as the policy was asked
+    ("nearest_object", pa.string()),  # named object nearest to the end effector at the end; null where unknown
+    ("reached_asked", pa.bool_()),  # whether the instruction names that object
     ("asked_variation", pa.int64()),  # differs from variation only for the control "wrong_instruction"
     ("control", pa.string()),
 ])

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CONTROLS', 'Environment', 'OTHER_SCENE', 'EvaluationConfig', 'Scene', 'scenes_of', 'check_seeds', 'Start', 'begin',
-           'reset', 'other_instruction']
+           'reset', 'object_points', 'other_instruction']
 
 # %% ../../nbs/12c_evaluation.scenes.ipynb #b28b4429
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,8 +102,11 @@ class Start:
     picture: np.ndarray | None = None
 
 
-def begin(scene: Scene, env: Environment, control: str) -> Start:
-    """Reset `env` to `scene` and prepare what the `control` shows or asks instead of the truth."""
+def begin(scene: Scene, env: Environment, control: str, variations: Sequence[int] | None = None) -> Start:
+    """Reset `env` to `scene` and prepare what the `control` shows or asks instead of the truth.
+
+    A wrong instruction is taken from `variations` (default: all of the task).
+    """
     picture, asked = None, None
     if control == "other_scene_image":
         picture = np.array(reset(env, scene.seed + OTHER_SCENE, scene.variation)[0]["image"])
@@ -111,7 +114,7 @@ def begin(scene: Scene, env: Environment, control: str) -> Start:
     if control == "blank_image":
         picture = np.full_like(observation["image"], 127)
     if control == "wrong_instruction":
-        asked = other_instruction(env, scene, info)
+        asked = other_instruction(env, scene, info, variations)
         observation, info = reset(env, scene.seed, scene.variation)
     instruction, variation = asked or (info["instruction"], int(info["variation"]))
     return Start(observation, info, instruction, variation, picture)
@@ -122,10 +125,27 @@ def reset(env: Environment, seed: int, variation: int | None) -> tuple[Any, dict
     return env.reset(seed=seed, options=None if variation is None else {"variation": variation})
 
 
-def other_instruction(env: Environment, scene: Scene, info: Mapping[str, Any]) -> tuple[str, int]:
-    """The instruction of another variation of the same task, and that variation."""
-    count = int(getattr(env.unwrapped, "variations", 1))
-    if count < 2:
-        raise EvaluationError(f"Task {scene.task!r} has no second variation to ask for.")
-    variation = (int(info["variation"]) + 1 + scene.seed % (count - 1)) % count
-    return reset(env, scene.seed, variation)[1]["instruction"], variation
+
+# %% ../../nbs/12c_evaluation.scenes.ipynb #74c538b7
+def object_points(env: Environment) -> Mapping[str, np.ndarray]:
+    """World positions [3] of the scene's named objects; empty where the environment does not tell."""
+    tell = getattr(env.unwrapped, "object_points", None)
+    return {} if tell is None else tell()
+
+
+def other_instruction(
+    env: Environment, scene: Scene, info: Mapping[str, Any], variations: Sequence[int] | None = None
+) -> tuple[str, int]:
+    """The instruction of another variation of the task, possible in the present scene, and that variation.
+
+    Leaves `env` in another scene. Raises `EvaluationError` when no variation fits.
+    """
+    count = int(getattr(env.unwrapped, "variation_count", 1))
+    choices = [v for v in (range(count) if variations is None else variations) if v != info["variation"]]
+    here = set(object_points(env))
+    for variation in np.random.default_rng(scene.seed).permutation(choices).astype(int).tolist():
+        instruction = reset(env, scene.seed, variation)[1]["instruction"]
+        if instruction != info["instruction"] and here >= {name for name in object_points(env) if name in instruction}:
+            return instruction, variation
+    raise EvaluationError(f"Task {scene.task!r} has no other variation that could be asked for in the scene of seed "
+                          f"{scene.seed}.")
