@@ -1,0 +1,193 @@
+"""Decoding must be fast and must not change a single token."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
+
+from llarva.decoding import Decoder, DecodingError, answer_format, penalty_rows, plain_generate, untrained_checkpoint
+from llarva.instructions.format import InstructionFormat
+from llarva.instructions.numbers import BinNumbers, DecimalNumbers, Range
+from llarva.models.checkpoints import Checkpoint
+from llarva.models.tiny import TinySize
+from llarva.text_runners import LeanLlama, LibraryRunner, RunnerError, lean_obstacle, make_runner
+
+MODE = "end_effector_delta"
+TEXTS = ["push the red button", "open the top drawer"]
+SMALL = TinySize(width=64, mlp_width=96, heads=4, vision_layers=1, text_layers=2, image_size=64)
+FORMAT = InstructionFormat(
+    "llarva-workbench-v1",
+    BinNumbers(64, {"trace": Range((0.0,) * 2, (64.0,) * 2), f"state:{MODE}": Range((-1.0,) * 7, (1.0,) * 7),
+                    f"action:{MODE}": Range((-1.0,) * 7, (1.0,) * 7)}),
+    "panda", history=1, n=3, trace_points=4, image_size=(64, 64),
+)
+
+
+def make_checkpoint(format: InstructionFormat = FORMAT, seed: int = 0) -> Checkpoint:
+    checkpoint = untrained_checkpoint(format, TEXTS, seed, SMALL)
+    with torch.no_grad():  # large output weights: the answers of a fresh model would repeat one number
+        generator = torch.Generator().manual_seed(seed)
+        head = checkpoint.model.lm_head.weight
+        head.copy_(torch.randn(head.shape, generator=generator))
+        for layer in checkpoint.model.model.language_model.layers:  # and sharp attention: rows should differ
+            layer.self_attn.q_proj.weight.mul_(6)
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def bins() -> Checkpoint:
+    return make_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def decimals() -> Checkpoint:
+    return make_checkpoint(replace(FORMAT, numbers=DecimalNumbers(), n=1, trace_points=2), seed=3)
+
+
+def ask(format: InstructionFormat, count: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
+    rng = np.random.default_rng(seed)
+    words = ["go", "push the red button", "open the top drawer and then wait for a while", "push it"]
+    prompts = [format.prompt(words[i % 4], rng.uniform(-1, 1, (1, 7)), MODE) for i in range(count)]
+    return rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8), prompts
+
+
+def reference(checkpoint: Checkpoint, decoder: Decoder, images: np.ndarray, prompts: list[str]) -> list[list[int]]:
+    return [plain_generate(checkpoint, decoder.grammar, *pair) for pair in zip(images, prompts, strict=True)]
+
+
+@pytest.mark.parametrize("runner", ["lean", "library"])
+@pytest.mark.parametrize("kind", ["bins", "decimals"])
+def test_tokens_equal_plain_generate(kind: str, runner: str, request: pytest.FixtureRequest) -> None:
+    checkpoint = request.getfixturevalue(kind)
+    decoder = Decoder(checkpoint, MODE, runner=runner)
+    images, prompts = ask(checkpoint.format, 4)
+    expected = reference(checkpoint, decoder, images, prompts)
+    assert len({tuple(ids) for ids in expected}) == 4, "the rows should differ, else this tests little"
+    assert decoder.generate(images, prompts).token_ids == expected
+    for row in range(4):
+        assert decoder.generate(images[row : row + 1], prompts[row : row + 1]).token_ids == expected[row : row + 1]
+
+
+def test_decimal_rows_have_different_lengths_and_parse(decimals: Checkpoint) -> None:
+    decoder = Decoder(decimals, MODE)
+    images, prompts = ask(decimals.format, 4)
+    decoded = decoder.generate(images, prompts)
+    assert len(set(map(len, decoded.token_ids))) > 1
+    assert decoded.forwards < max(map(len, decoded.token_ids)), "forced tokens should not cost forwards of their own"
+    for text in decoded.texts:
+        assert decimals.format.parse(text, MODE).actions.shape == (1, 7)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.integers(0, 2**31))
+def test_a_row_does_not_depend_on_its_batch(bins_rows: list[int], seed: int) -> None:
+    checkpoint = make_checkpoint()
+    decoder = Decoder(checkpoint, MODE)
+    images, prompts = ask(checkpoint.format, 6, seed)
+    alone = {row: decoder.generate(images[[row]], [prompts[row]]).token_ids[0] for row in set(bins_rows)}
+    together = decoder.generate(images[bins_rows], [prompts[row] for row in bins_rows])
+    assert together.token_ids == [alone[row] for row in bins_rows]
+
+
+def test_without_trace(bins: Checkpoint) -> None:
+    decoder = Decoder(bins, MODE, with_trace=False)
+    images, _ = ask(bins.format, 2)
+    prompts = [bins.format.prompt("go", np.zeros((1, 7)), MODE, with_trace=False)] * 2
+    decoded = decoder.generate(images, prompts)
+    assert decoded.token_ids == reference(bins, decoder, images, prompts)
+    assert bins.format.parse(decoded.texts[0], MODE, with_trace=False).trace is None
+
+
+def test_fewer_steps_are_the_first_steps(bins: Checkpoint) -> None:
+    images, prompts = ask(bins.format, 2)
+    whole = Decoder(bins, MODE).generate(images, prompts)
+    short = Decoder(bins, MODE, steps=1).generate(images, prompts)
+    assert short.tokens < whole.tokens
+    for a, b in zip(short.texts, whole.texts, strict=True):
+        first = answer_format(bins.format, 1).parse(a, MODE)
+        assert np.array_equal(first.actions, bins.format.parse(b, MODE).actions[:1])
+    for steps in (0, 4):
+        with pytest.raises(DecodingError, match="predicts 3"):
+            Decoder(bins, MODE, steps=steps)
+
+
+def test_adapters_are_merged_into_a_copy(bins: Checkpoint) -> None:
+    checkpoint = make_checkpoint()
+    adapted = get_peft_model(checkpoint.model, LoraConfig(target_modules=["q_proj", "up_proj"], init_lora_weights=False))
+    decoder = Decoder(replace(checkpoint, model=adapted), MODE)
+    assert decoder.runner.name == "lean Llama"
+    assert any(".lora_" in name for name, _ in adapted.named_parameters()), "the caller's model must stay adapted"
+    images, prompts = ask(bins.format, 3)
+    expected = reference(replace(checkpoint, model=adapted), decoder, images, prompts)
+    assert decoder.generate(images, prompts).token_ids == expected
+    assert expected != Decoder(bins, MODE).generate(images, prompts).token_ids
+
+
+def test_equal_images_are_looked_at_once(bins: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, looked = Decoder(bins, MODE), []
+    real = decoder.model.get_image_features
+    monkeypatch.setattr(decoder.model, "get_image_features",
+                        lambda pixel_values, **k: looked.append(len(pixel_values)) or real(pixel_values=pixel_values, **k))
+    images, prompts = ask(bins.format, 3)
+    images[2] = images[0]
+    expected = reference(bins, decoder, images, prompts)
+    looked.clear()
+    assert decoder.generate(images, prompts).token_ids == expected and looked == [2]
+
+
+def test_requests_that_do_not_fit_are_refused(bins: Checkpoint) -> None:
+    decoder = Decoder(bins, MODE)
+    images, prompts = ask(bins.format, 2)
+    for wrong in ((images, prompts[:1]), (images[:0], [])):
+        with pytest.raises(DecodingError, match="one image per prompt"):
+            decoder.generate(*wrong)
+    with pytest.raises(DecodingError, match="did not end"):
+        Decoder(bins, MODE, max_tokens=5).generate(images, prompts)
+    with pytest.raises(RunnerError, match="'slow'.*auto, lean, library"):
+        Decoder(bins, MODE, runner="slow")
+
+
+def test_penalties_are_the_grammar(decimals: Checkpoint) -> None:
+    grammar = Decoder(decimals, MODE).grammar
+    penalties, row = penalty_rows(grammar, grammar.size)
+    assert len(penalties) < len(grammar)
+    for state in range(len(grammar)):
+        assert torch.nonzero(penalties[row[state]] == 0).flatten().tolist() == grammar.allowed(state).tolist()
+
+
+@pytest.mark.parametrize("groups,bias,act", [(4, False, "silu"), (2, True, "silu"), (1, False, "gelu")])
+def test_lean_llama_equals_the_library(groups: int, bias: bool, act: str) -> None:
+    torch.manual_seed(0)
+    model = LlamaModel(LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=groups, attention_bias=bias, mlp_bias=bias, hidden_act=act, initializer_range=0.3,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    )).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    head = torch.nn.Linear(32, 40)
+    tokens, valid = torch.randn(3, 12, 32), torch.rand(3, 12) > 0.3
+    valid[:, [4, 5, 11]] = True
+    runners = [LeanLlama(model, head), LibraryRunner(model, head)]
+    for first, last in ((0, 5), (5, 6), (6, 12)):
+        results = []
+        for runner in runners:
+            if first == 0:
+                runner.start(3, 4)
+            results.append(runner.feed(tokens[:, first:last], valid[:, first:last]))
+        assert torch.allclose(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_other_text_models_take_the_library() -> None:
+    qwen = Qwen2Model(Qwen2Config(vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                  num_attention_heads=2, num_key_value_heads=2))
+    assert make_runner(qwen, torch.nn.Linear(16, 20)).name == "transformers"
+    assert "'qwen2'" in str(lean_obstacle(qwen))
+    with pytest.raises(RunnerError, match="qwen2"):
+        make_runner(qwen, torch.nn.Linear(16, 20), "lean")
