@@ -35,7 +35,8 @@ class PlotError(LlarvaError):
 
 def _dressed(figure: go.Figure, height: int, **layout: object) -> go.Figure:
     base = {"template": "plotly_white", "font": _FONT, "height": height, "paper_bgcolor": "white"}
-    return figure.update_layout({**base, "plot_bgcolor": "white", "margin": {"l": 8, "r": 8, "t": 36, "b": 8}, **layout})
+    margin = {"l": 8, "r": 8, "t": 36, "b": 8}
+    return figure.update_layout({**base, "plot_bgcolor": "white", "margin": margin, **layout})
 
 # %% ../../nbs/13_plots.episodes.ipynb #55038aa8
 def open_image(image: bytes | NDArray[np.uint8]) -> Image.Image:
