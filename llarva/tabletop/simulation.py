@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Vector', 'CONTROL_RATE', 'SET_POINT_LEASH', 'CHANGED_BY_RESET', 'ActionError', 'check_action', 'Snapshot',
-           'Simulation']
+           'close_all', 'Simulation']
 
 # %% ../../nbs/11b_tabletop.simulation.ipynb #34788872
+import atexit
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,13 @@ class Snapshot:
     task: dict[str, Any]
     counters: tuple[int, int, int, int, bool, str | None]
     joint_velocity_command: NDArray[np.float32]
+
+
+def close_all(renderers: dict[tuple[int, bool], mujoco.Renderer]) -> None:
+    """Close drawing contexts while the library that made them is still loaded."""
+    for renderer in renderers.values():
+        renderer.close()
+    renderers.clear()
 
 # %% ../../nbs/11b_tabletop.simulation.ipynb #cd760cb6
 CHANGED_BY_RESET = ("body_pos", "body_quat", "geom_rgba", "geom_size", "eq_data", "site_pos")
@@ -239,6 +247,9 @@ class Simulation:
         key = (size, segmentation)
         if key not in self.renderers:
             self.renderers[key] = mujoco.Renderer(self.model, size, size)
+            if len(self.renderers) == 1:
+                # registered after mujoco's own hook, hence run before it: contexts cannot be freed later
+                atexit.register(close_all, self.renderers)
             if segmentation:
                 self.renderers[key].enable_segmentation_rendering()
         return self.renderers[key]
@@ -274,6 +285,4 @@ class Simulation:
 
     def close(self) -> None:
         """Free the drawing contexts."""
-        for renderer in self.renderers.values():
-            renderer.close()
-        self.renderers.clear()
+        close_all(self.renderers)
