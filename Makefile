@@ -40,10 +40,10 @@ docs: .venv/.installed-docs  ## the documentation site, in _docs
 	@$(ENV) python tools/make_site.py
 
 export: .venv/.installed-dev  ## notebooks to package: llarva/*.py, cleaned notebooks, README.md
-	@$(ENV) nbdev_export && nbdev_clean && python tools/readme.py
+	@$(ENV) python tools/tidy.py && nbdev_export && nbdev_clean && python tools/readme.py
 
 outputs: .venv/.installed-dev .venv/.gl  ## run the library notebooks and save what they show (NB=… for one)
-	@$(ENV) python tools/execute.py $(NB) && nbdev_clean
+	@$(ENV) python tools/execute.py $(NB) && python tools/tidy.py && nbdev_clean
 
 clean-runs:  ## delete everything that runs have made
 	rm -rf runs

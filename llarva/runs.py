@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -256,10 +257,13 @@ def run_notebook(
 
 # %% ../nbs/14_runs.ipynb #513daadc
 def _execute(source: Path, executed: Path, values: Mapping[str, Any]) -> None:
+    # Parameters are checked already; papermill does not understand every annotation and would say so.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         papermill.execute_notebook(
-            source, executed, dict(values), cwd=".", progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr
-        )
+            source, executed, dict(values), kernel_name="python3", language="python", cwd=".", progress_bar=False,
+            stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=["--log-level=ERROR"],
+        )  # fmt: skip
     except PapermillExecutionError as error:
         place = f"cell {error.exec_count} of {executed}"
         raise RunError(f"{source.stem} stopped in {place}: {error.ename}: {error.evalue}") from error
@@ -297,9 +301,10 @@ def describe_run(folder: str | Path) -> str:
     single = [{"figure": k, "value": v} for k, v in metrics.items() if isinstance(v, int | float | str)]
     if single:
         parts.append(format_table(single))
-    minutes = float(content.get("wall_seconds", 0.0)) / 60
+    seconds = float(content.get("wall_seconds", 0.0))
+    took = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.1f} minutes"
     commit = (content.get("provenance", {}).get("commit") or "no commit")[:10]
-    parts.append(f"{minutes:.1f} minutes, llarva {content.get('provenance', {}).get('llarva', '?')} ({commit})")
+    parts.append(f"{took}, llarva {content.get('provenance', {}).get('llarva', '?')} ({commit})")
     report = folder / "report.html"
     parts.append(f"report: {report}" if report.exists() else f"results: {folder}")
     return "\n\n".join(parts)

@@ -123,6 +123,7 @@ def test_notebook_is_small(path: Path) -> None:
     assert path.stat().st_size <= 150_000, f"{path.stat().st_size / 1000:.0f} kB; save no widget state, shrink pictures"
     assert len(notebook.cells) <= 70
     assert "widgets" not in notebook.metadata
+    assert notebook.metadata.get("kernelspec", {}).get("name") == "python3", "run `make export`"
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=ids(LIBRARY))
