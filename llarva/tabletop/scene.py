@@ -98,7 +98,7 @@ def add_room(spec: mujoco.MjSpec) -> None:
     box = mjtGeom.mjGEOM_BOX
     world.add_geom(name="wall", type=box, pos=[-2.2, 0, 1.5], size=[0.05, 6, 2], rgba=[0.82, 0.84, 0.86, 1], **VISUAL)
     world.add_geom(name="table", type=box, pos=[0.2, 0, TABLE_HEIGHT - 0.03], size=[0.62, 0.8, 0.03],
-                   rgba=[0.87, 0.84, 0.79, 1], friction=[0.8, 0.005, 0.0001])  # fmt: skip
+                   rgba=[0.62, 0.58, 0.52, 1], friction=[0.8, 0.005, 0.0001])  # fmt: skip
     world.add_geom(name="stand", type=box, pos=[0.2, 0, 0.36], size=[0.45, 0.6, 0.36], rgba=[0.5, 0.47, 0.44, 1], **VISUAL)
     for position, direction in (((1.2, 0.8, 2.6), (-0.5, -0.5, -1)), ((0.8, -1.2, 2.4), (-0.2, 0.6, -1))):
         world.add_light(pos=position, dir=direction, type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,

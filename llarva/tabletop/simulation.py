@@ -105,9 +105,10 @@ class Simulation:
         self.success, self.failure = False, None
         self.joint_velocity_command = np.zeros(7, dtype=np.float32)
         self.task.reset(self, self.rng, self.variation)
-        mujoco.mj_forward(self.model, self.data)
+        mujoco.mj_step1(self.model, self.data)
         for _ in range(2 * SUBSTEPS):
-            mujoco.mj_step(self.model, self.data)
+            mujoco.mj_step2(self.model, self.data)
+            mujoco.mj_step1(self.model, self.data)
 
     def advance(self, action: ArrayLike) -> None:
         """Execute one joint-velocity action [8] for 1/20 s; too fast velocities are clipped and counted."""
@@ -122,21 +123,24 @@ class Simulation:
             leashed = np.clip(self.commanded + velocity * PHYSICS_STEP, measured - SET_POINT_LEASH, measured + SET_POINT_LEASH)
             self.commanded = np.clip(leashed, self.kinematics.lower, self.kinematics.upper)
             data.ctrl[:7], data.ctrl[7:14], data.ctrl[14:16] = self.commanded, velocity, FINGER_TRAVEL * opening
-            mujoco.mj_step(self.model, data)
+            mujoco.mj_step2(self.model, data)
+            mujoco.mj_step1(self.model, data)
             self.task.tick(self)
-        for name in self.task.graspable:
-            self.update_hold(name, opening)
+        if any([self.update_hold(name, opening) for name in self.task.graspable]):
+            mujoco.mj_step1(self.model, data)  # a weld that has changed is a constraint of the next step already
         self.joint_velocity_command = velocity.astype(np.float32)
         self.steps += 1
         self.success = self.task.success(self)
         self.failure = None if self.success else self.task.failure(self)
 
-    def update_hold(self, name: str, opening: bool) -> None:
-        """Weld `name` to the hand when both pads hold it, let it go when the gripper opens."""
+    def update_hold(self, name: str, opening: bool) -> bool:
+        """Weld `name` to the hand when both pads hold it, let it go when it opens; returns whether that changed."""
         weld = self.model.equality(f"hold_{name}").id
+        held = bool(self.data.eq_active[weld])
         if opening:
             self.data.eq_active[weld] = 0
-        elif not self.data.eq_active[weld] and self.pinched(name):
+            return held
+        if not held and self.pinched(name):
             hand, body = self.model.body("panda_hand").id, self.model.body(name).id
             rotation = self.data.xmat[hand].reshape(3, 3)
             turn = np.zeros(4)
@@ -144,6 +148,7 @@ class Simulation:
             place = rotation.T @ (self.data.xpos[body] - self.data.xpos[hand])
             self.model.eq_data[weld, :11] = [0, 0, 0, *place, *turn, 1]
             self.data.eq_active[weld] = 1
+        return bool(self.data.eq_active[weld]) != held
 
     def pinched(self, name: str) -> bool:
         """Whether both finger pads press `name` along the closing direction, and the fingers rest."""
@@ -238,7 +243,7 @@ class Simulation:
         self.joint_velocity_command = snapshot.joint_velocity_command.copy()
         self.task.set_state(snapshot.task)
         self.seed, self.variation, self.steps, self.clipped, self.success, self.failure = snapshot.counters
-        mujoco.mj_forward(self.model, self.data)
+        mujoco.mj_step1(self.model, self.data)
 
     def renderer(self, size: int, segmentation: bool) -> mujoco.Renderer:
         """The renderer of a size; raises `RenderError` where this machine cannot draw."""

@@ -62,6 +62,7 @@ class PushButtons(Task):
         self.order = list(range(len(wanted)))
         self.pressed: list[int] = []
         self.down = [False] * BUTTONS
+        self.slides = [int(sim.model.joint(f"press{i}").qposadr[0]) for i in range(BUTTONS)]
         for i, (colour, place) in enumerate(zip(self.colours, self.places, strict=True)):
             sim.place(f"button{i}", [*place, TABLE_HEIGHT])
             sim.model.geom(f"cap{i}").rgba = [*COLOURS[colour], 1]
@@ -74,8 +75,7 @@ class PushButtons(Task):
         return (", ".join(then), ", ".join(press), f"push down {named}", f"touch and press {named}")
 
     def tick(self, sim: Simulation) -> None:
-        for i in range(BUTTONS):
-            depth = -float(sim.data.joint(f"press{i}").qpos[0])
+        for i, depth in enumerate((-sim.data.qpos[self.slides]).tolist()):
             if depth > 0.75 * TRAVEL and not self.down[i]:
                 self.down[i] = True
                 if i not in self.pressed:
