@@ -8,10 +8,13 @@ __all__ = ['TASKS', 'get_task']
 # %% ../../../nbs/11i_tabletop.tasks.registry.ipynb #7f4aee06
 from ...errors import LlarvaError, unknown_choice
 from .base import Task
+from .meat_off_grill import MeatOffGrill
+from .open_drawer import OpenDrawer
 from .push_buttons import PushButtons
+from .slide_block_to_color_target import SlideBlock
 
 # %% ../../../nbs/11i_tabletop.tasks.registry.ipynb #0b224f36
-TASKS: dict[str, type[Task]] = {task.name: task for task in (PushButtons,)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (PushButtons, SlideBlock, OpenDrawer, MeatOffGrill)}
 
 
 def get_task(name: str) -> Task:
