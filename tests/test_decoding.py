@@ -118,7 +118,8 @@ def test_fewer_steps_are_the_first_steps(bins: Checkpoint) -> None:
 
 def test_adapters_are_merged_into_a_copy(bins: Checkpoint) -> None:
     checkpoint = make_checkpoint()
-    adapted = get_peft_model(checkpoint.model, LoraConfig(target_modules=["q_proj", "up_proj"], init_lora_weights=False))
+    lora = LoraConfig(target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    adapted = get_peft_model(checkpoint.model, lora)
     decoder = Decoder(replace(checkpoint, model=adapted), MODE)
     assert decoder.runner.name == "lean Llama"
     assert any(".lora_" in name for name, _ in adapted.named_parameters()), "the caller's model must stay adapted"
@@ -131,8 +132,12 @@ def test_adapters_are_merged_into_a_copy(bins: Checkpoint) -> None:
 def test_equal_images_are_looked_at_once(bins: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, looked = Decoder(bins, MODE), []
     real = decoder.model.get_image_features
-    monkeypatch.setattr(decoder.model, "get_image_features",
-                        lambda pixel_values, **k: looked.append(len(pixel_values)) or real(pixel_values=pixel_values, **k))
+
+    def look(pixel_values: torch.Tensor, **options: bool) -> object:
+        looked.append(len(pixel_values))
+        return real(pixel_values=pixel_values, **options)
+
+    monkeypatch.setattr(decoder.model, "get_image_features", look)
     images, prompts = ask(bins.format, 3)
     images[2] = images[0]
     expected = reference(bins, decoder, images, prompts)
