@@ -9,7 +9,7 @@ __all__ = ['TURNING_SPEED', 'servo', 'expert_action', 'run_expert']
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kinematics import rotation_matrix, rotation_vector
+from ..kinematics import rotation_vector
 from .simulation import CONTROL_RATE, Simulation
 from .tasks.base import Target
 

@@ -8,14 +8,13 @@ __all__ = ['TABLE_HEIGHT', 'ROBOT_BASE', 'HOME', 'FINGER_TRAVEL', 'PHYSICS_STEP'
            'add_actuators', 'add_room', 'base_scene']
 
 # %% ../../nbs/11_tabletop.scene.ipynb #d0b67546
-from functools import lru_cache
 from importlib.resources import files
 
 import numpy as np
 
 import llarva.tabletop.gl  # noqa: F401  (chooses MUJOCO_GL before mujoco is imported)
 import mujoco
-from mujoco import mjtGeom, mjtJoint
+from mujoco import mjtGeom
 
 # %% ../../nbs/11_tabletop.scene.ipynb #0acaa863
 TABLE_HEIGHT = 0.752

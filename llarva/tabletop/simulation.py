@@ -102,7 +102,8 @@ class Simulation:
         self.commanded = joints.copy()
         self.data.ctrl[:7], self.data.ctrl[14:16] = joints, FINGER_TRAVEL
         self.steps, self.clipped = 0, 0
-        self.success, self.failure = False, None
+        self.success = False
+        self.failure: str | None = None
         self.joint_velocity_command = np.zeros(7, dtype=np.float32)
         self.task.reset(self, self.rng, self.variation)
         mujoco.mj_step1(self.model, self.data)
@@ -126,7 +127,8 @@ class Simulation:
             mujoco.mj_step2(self.model, data)
             mujoco.mj_step1(self.model, data)
             self.task.tick(self)
-        if any([self.update_hold(name, opening) for name in self.task.graspable]):
+        changed = [self.update_hold(name, opening) for name in self.task.graspable]
+        if any(changed):
             mujoco.mj_step1(self.model, data)  # a weld that has changed is a constraint of the next step already
         self.joint_velocity_command = velocity.astype(np.float32)
         self.steps += 1

@@ -75,6 +75,7 @@ class Task(ABC):
 
     def tick(self, sim: Simulation) -> None:
         """Follow the physics, after every physics step."""
+        return
 
     def failure(self, sim: Simulation) -> str | None:
         """The name of a failure that cannot be mended, or None."""
@@ -86,6 +87,7 @@ class Task(ABC):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` returned."""
+        return
 
 # %% ../../../nbs/11d_tabletop.tasks.base.ipynb #0a781ac1
 def sample_places(
