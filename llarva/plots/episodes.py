@@ -48,22 +48,26 @@ def open_image(image: bytes | NDArray[np.uint8]) -> Image.Image:
         raise PlotError(f"Not an image: {error}") from error
 
 
-def image_source(image: Image.Image, max_side: int = 256) -> str:
-    """Encode an image as a JPEG data address, scaled down to at most `max_side` pixels."""
+def image_source(image: Image.Image, max_side: int = 256, lossless: bool = False) -> str:
+    """Encode an image as a data address (JPEG, or PNG when `lossless`), scaled down to at most `max_side` pixels."""
     small, out = image.copy(), io.BytesIO()
     small.thumbnail((max_side, max_side))
-    small.save(out, "JPEG", quality=88, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    if lossless:
+        small.save(out, "PNG", compress_level=1)
+    else:
+        small.save(out, "JPEG", quality=88, subsampling=0)
+    return f"data:image/{'png' if lossless else 'jpeg'};base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def image_layer(image: bytes | NDArray[np.uint8], max_side: int = 256) -> go.Image:
+def image_layer(image: bytes | NDArray[np.uint8], max_side: int = 256, lossless: bool = False) -> go.Image:
     """Make the image layer of a figure, in pixel coordinates with the origin at the top-left corner."""
     opened = open_image(image)
     width, height = opened.size
     scale = max(1.0, max(width, height) / max_side)
     dx, dy = width / max(1, round(width / scale)), height / max(1, round(height / scale))
     place = {"x0": dx / 2, "y0": dy / 2, "dx": dx, "dy": dy}
-    return go.Image(source=image_source(opened, max_side), zsmooth="fast", hoverinfo="skip", **place)
+    source = image_source(opened, max_side, lossless)
+    return go.Image(source=source, zsmooth="fast", hoverinfo="skip", **place)
 
 # %% ../../nbs/13_plots.episodes.ipynb #e431ae42
 def _beads(points: NDArray[np.floating], spacing: float) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
@@ -165,7 +169,8 @@ def trace_figure(
     `trace` covers the whole episode [T]; `predicted` starts at `step`. Coordinates are pixels of the image.
     """
     width, height = image_size_of(image)
-    figure = go.Figure([image_layer(image, max_side=2 * side), *trace_layers(trace, step), time_bar(trace)])
+    layers = trace_layers(trace, step)
+    figure = go.Figure([image_layer(image, max_side=2 * side, lossless=True), *layers, time_bar(trace)])
     if predicted is not None:
         line = {"color": "#3bf0ff", "width": 3}
         xy = np.asarray(predicted.points, np.float64)
@@ -187,21 +192,26 @@ def signals_figure(episode: Episode, step: int = 0, *, height: int = 460) -> go.
     grid = {"shared_xaxes": True, "row_heights": [0.42, 0.42, 0.16], "vertical_spacing": 0.075}
     figure = make_subplots(3, 1, subplot_titles=titles, **grid)
     for k in range(states.shape[1]):
-        name = joints[k] if k < len(joints) else f"state {k}"
-        figure.add_scatter(x=time, y=states[:, k], name=name, row=1, col=1, line={"color": LINES[k % 8], "width": 1.8})
+        name = joints[k].removeprefix(f"{episode.robot}_") if k < len(joints) else f"state {k}"
+        line = {"color": LINES[k % 8], "width": 1.8}
+        figure.add_scatter(x=time, y=states[:, k], name=name, mode="lines", row=1, col=1, line=line)
     for k in range(actions.shape[1] - 1):
         line = {"color": LINES[k % 8], "width": 1.8, "shape": "hv"}
-        figure.add_scatter(x=time[: len(actions)], y=actions[:, k], name=mode.action_names[k], row=2, col=1, line=line)
+        more = {"name": mode.action_names[k], "mode": "lines", "line": line, "showlegend": False}
+        figure.add_scatter(x=time[: len(actions)], y=actions[:, k], row=2, col=1, **more)
     opening = [item.gripper_open for item in episode.steps]
-    figure.add_scatter(x=time, y=opening, name="gripper opening", row=3, col=1, line={"color": INK, "width": 2})
+    more = {"mode": "lines", "line": {"color": INK, "width": 2}}
+    figure.add_scatter(x=time, y=opening, name="opening", row=3, col=1, **more)
     if len(actions):
-        line = {"color": CURSOR, "width": 1.5, "shape": "hv", "dash": "dot"}
-        figure.add_scatter(x=time[: len(actions)], y=actions[:, -1], name="gripper command", row=3, col=1, line=line)
+        more["line"] = {"color": CURSOR, "width": 1.5, "shape": "hv", "dash": "dot"}
+        figure.add_scatter(x=time[: len(actions)], y=actions[:, -1], name="command", row=3, col=1, **more)
     figure.update_yaxes(range=[-0.08, 1.08], row=3, col=1, tickvals=[0, 1])
-    figure.update_xaxes(title_text="time (s)", row=3, col=1)
+    figure.update_xaxes(ticksuffix=" s", row=3, col=1)
     figure.update_annotations(font_size=12, x=0.0, xanchor="left")
     figure.add_shape(cursor(time[step]))
-    return _dressed(figure, height, showlegend=False, margin={"l": 44, "r": 10, "t": 28, "b": 40}, hovermode="x")
+    legend = {"orientation": "h", "x": 0, "y": -0.14, "yanchor": "top", "font": {"size": 10.5}, "itemwidth": 30}
+    margin = {"l": 44, "r": 10, "t": 28, "b": 70}
+    return _dressed(figure, height, legend=legend, margin=margin, hovermode="x")
 
 
 def cursor(time: float) -> dict[str, object]:

@@ -70,7 +70,7 @@ def _controls() -> dict[str, Any]:
         "folder": W.Text(placeholder=_HINT, continuous_update=False, layout={"width": "380px"}),
         "open": W.Button(description="Open", icon="folder-open", layout={"width": "90px"}),
         "episode": W.Dropdown(description="episode", style=wide, layout={"width": "400px"}),
-        "mode": W.Dropdown(description="words for", style={"description_width": "80px"}, layout={"width": "290px"}),
+        "mode": W.Dropdown(description="control mode", style={"description_width": "90px"}, layout={"width": "290px"}),
         "slider": slider,
         "play": play,
     }
@@ -87,7 +87,7 @@ def make_figures(scene: Scene, step: int) -> tuple[go.FigureWidget, go.FigureWid
 def move_figures(scene: Scene, step: int, picture: go.FigureWidget, signals: go.FigureWidget) -> None:
     """Show another step of the same scene in figures made by `make_figures`."""
     with picture.batch_update():
-        picture.data[0].source = image_layer(scene.image(step), 860).source
+        picture.data[0].source = image_layer(scene.image(step), 860, lossless=True).source
         for shown, layer in zip(picture.data[1:], trace_layers(scene.trace, step), strict=False):
             shown.update(x=layer.x, y=layer.y)
             if layer.name == "future":

@@ -42,12 +42,13 @@ class Episodes(Protocol):
     def __getitem__(self, index: int) -> Episode: ...
 
 
-def _is_store(folder: Path) -> bool:
+def _store_kind(folder: Path) -> str | None:
+    """Whatever a folder's `store.json` says that it holds; None without a readable one."""
     try:
         index = json.loads((folder / "store.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(index, dict) and "dataset" in index
+        return None
+    return str(index.get("kind", "episodes")) if isinstance(index, dict) else None
 
 
 def _is_rlbench(folder: Path) -> bool:
@@ -59,6 +60,9 @@ def open_episodes(folder: str | Path) -> Episodes:
     folder = Path(folder)
     if not folder.is_dir():
         raise ExplorerError(f"{folder}: no such folder.")
+    kind = _store_kind(folder)
+    if kind not in (None, "episodes"):
+        raise ExplorerError(f"{folder / 'store.json'}: the store holds {kind}, not episodes.")
     return EpisodeStore(folder) if (folder / "store.json").exists() else RlbenchDemos(folder)
 
 
@@ -67,7 +71,7 @@ def find_datasets(*roots: str | Path, depth: int = 5) -> dict[str, Path]:
     found: dict[str, Path] = {}
 
     def walk(folder: Path, root: Path, left: int) -> None:
-        if _is_store(folder) or _is_rlbench(folder):
+        if _store_kind(folder) == "episodes" or _is_rlbench(folder):
             name = folder.relative_to(root).as_posix()
             found[root.resolve().name if name == "." else name] = folder
         elif left:
