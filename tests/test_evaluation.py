@@ -315,6 +315,25 @@ def test_variations_are_cycled_and_the_first_scenes_filmed() -> None:
     assert [scene.film for scene in scenes] == [True, False, False, False]
 
 
+def test_the_tabletop_is_evaluated_in_both_modes(tmp_path: Path) -> None:
+    ranges = {"trace": Range((0.0,) * 2, (64.0,) * 2)}
+    for mode, state, action in ((MODE, 7, 7), ("joint_velocity", 8, 8)):
+        ranges |= {f"state:{mode}": Range((-3.0,) * state, (3.0,) * state),
+                   f"action:{mode}": Range((-0.02,) * action, (0.02,) * action)}
+    checkpoint = replace(make_checkpoint(), format=replace(FORMAT, numbers=BinNumbers(64, ranges)))
+    config = EvaluationConfig("none", "", episodes=2, batch=2, videos=1, max_steps=4, variations=tuple(range(10)))
+    for mode, control in ((MODE, "wrong_instruction"), ("joint_velocity", "none")):
+        mine = replace(config, out_dir=str(tmp_path / mode), control_mode=mode, control=control)
+        rows = read_rows(evaluate(mine, checkpoint=checkpoint, progress=False))
+        assert [row["failure"] for row in rows] == ["step_limit"] * 2 and [row["steps"] for row in rows] == [4, 4]
+        assert [row["variation"] for row in rows] == [0, 1]
+        assert all((row["asked_variation"] != row["variation"]) == (control != "none") for row in rows)
+        assert all(row["nearest_object"].endswith("button") for row in rows)
+    with pytest.raises(EvaluationError, match="'push_button'.*push_buttons"):
+        evaluate(replace(config, out_dir=str(tmp_path / "x"), tasks=("push_button",)), checkpoint=checkpoint,
+                 progress=False)
+
+
 # ---- rows
 
 
