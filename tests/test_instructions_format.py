@@ -1,5 +1,6 @@
 """Prompt and answer: exact inverses, and refusals that say where."""
 
+import dataclasses
 import json
 import time
 
@@ -152,6 +153,17 @@ def test_malformed_answers_say_where(kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("rows", [(3, 2), (5, 2), (4, 1), (4, 3)])
+def test_a_row_too_few_or_too_many_is_refused(kind, rows):
+    form, mode = FORMATS[kind], "end_effector_delta"
+    other = dataclasses.replace(form, trace_points=rows[0], n=rows[1])
+    text = other.answer(np.full((rows[0], 2), 8), np.full((rows[1], 7), 0.25), mode)
+    with pytest.raises(AnswerError):
+        form.parse(text, mode)
+    assert not form.grammar(mode).accepts(text)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 def test_writing_refuses_wrong_shapes_and_values(kind):
     form = FORMATS[kind]
     good = (np.ones((4, 2)), np.zeros((2, 7)))
@@ -199,7 +211,7 @@ def test_pointing_asks_for_plain_names_and_refuses_broken_answers():
     assert form.point_prompt("red button", with_image=True) == "<image>\nWhere is the red button?"
     with pytest.raises(InstructionError):
         form.point_prompt("<image>")
-    for text in ("[1]", "[1, 2, 3]", "[1, 2] ", "[-1, 2]", "[1.5, 2]", "[00, 2]"):
+    for text in ("[1]", "[1, 2, 3]", "[1, 2] ", "[-1, 2]", "[1.5, 2]", "[00, 2]", "[129, 2]", "[2, 97]"):
         with pytest.raises(AnswerError):
             form.parse_point(text)
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from llarva.instructions.format import InstructionFormat
 from llarva.instructions.grammar import GrammarError, build_grammar, compile_grammar
-from llarva.instructions.numbers import BinNumbers, DecimalNumbers, Range
-from llarva.instructions.template import Constant, Table, Words
+from llarva.instructions.numbers import AnswerError, BinNumbers, DecimalNumbers, Range
+from llarva.instructions.template import Constant, Table, Words, read_parts
 
 MODE = "end_effector_delta"
 BINS = BinNumbers(256, {"trace": Range((0.0, 0.0), (128.0, 128.0)), f"action:{MODE}": Range((-1.0,) * 7, (1.0,) * 7)})
@@ -122,3 +122,84 @@ def test_bounded_size():
     form = InstructionFormat("llarva-workbench-v1", DecimalNumbers(), "panda", 5, 16, 30, (128, 128))
     tokens = compile_grammar(form.grammar("joint_velocity"), [*BASE, *form.phrases()], end_id=1)
     assert len(tokens.tokens) < 30_000 and len(tokens) < 4000
+
+
+@pytest.mark.parametrize("limit", [1, 7, 9, 10, 96, 128, 199, 200, 640, 999, 1000, 9999])
+def test_exactly_the_pixels_up_to_the_limit_are_legal(limit):
+    grammar = build_grammar((Table("t", "trace", 1, 1, 1, flat=True, limits=(limit,)),), DecimalNumbers())
+    for value in [*range(0, 1200), *range(1200, 10_000, 7), limit, limit + 1, 10_000, 99_999]:
+        assert grammar.accepts(f"[{value}]") == (value <= limit)
+    assert not any(grammar.accepts(f"[{text}]") for text in ("", "00", "01", "-1", "1.0", "1 "))
+
+
+def test_exactly_the_canonical_decimals_are_legal():
+    part = Table("a", "action", 1, 1, 1, flat=True)
+    grammar, rng = build_grammar((part,), DecimalNumbers()), np.random.default_rng(0)
+    for whole in (0, 1, 9, 10, 99, 100, 999):
+        for text in (f"{whole}.0", f"-{whole}.5", f"{whole}.1234", f"{whole}.0001", f"{whole}.01"):
+            assert grammar.accepts(f"[{text}]")
+        for text in (
+            f"{whole}",
+            f"{whole}.",
+            f"{whole}.10",
+            f"{whole}.00",
+            f"{whole}.12345",
+            f"0{whole}.5",
+            f"--{whole}.5",
+        ):
+            assert not grammar.accepts(f"[{text}]")
+    assert not grammar.accepts("[1000.0]")
+    for _ in range(2000):
+        text = "[" + "".join(rng.choice(list("0019.-"), rng.integers(1, 9))) + "]"
+        try:
+            read_parts((part,), text, DecimalNumbers())
+            assert grammar.accepts(text)
+        except AnswerError:
+            assert not grammar.accepts(text)
+
+
+def test_dead_ends_are_cut_off():
+    form = FORMATS["decimal"]
+    vocabulary = [*(c for c in BASE if c != "."), "0.", "]].", *form.phrases()]  # "777" would need a lone "."
+    tokens = compile_grammar(form.grammar(MODE), vocabulary, end_id=1)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        form.parse(spell(vocabulary, tokens, rng)[1], MODE)
+    assert (np.diff(tokens.first) > 0).all()
+
+
+def test_a_wording_with_its_own_token_is_never_reached_into():
+    form = FORMATS["decimal"]
+    vocabulary = [*BASE, "]].", "]]", " T", "The 2-D visual trace: [", "The", *form.phrases()]
+    tokens = compile_grammar(form.grammar(MODE), vocabulary, end_id=1)
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        ids, text = spell(vocabulary, tokens, rng)
+        words = [vocabulary[i] for i in ids]
+        assert words[0] == "The 2-D visual trace: " and ". The next action: " in words
+        assert words.count("]].") <= 1 and text.endswith("]].")  # only at the very end
+
+
+def test_the_tokenizers_own_spelling_of_an_answer_is_legal():
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    for form in FORMATS.values():
+        rng = np.random.default_rng(0)
+        answers = [form.answer(rng.uniform(0, 128, (3, 2)), rng.uniform(-1, 1, (2, 7)), MODE) for _ in range(200)]
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer.train_from_iterator(
+            answers[:100], trainers.BpeTrainer(special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+        )
+        tokenizer.add_tokens([AddedToken(t, normalized=False) for t in (*form.number_tokens(), *form.phrases())])
+        vocabulary = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
+        tokens = compile_grammar(form.grammar(MODE), vocabulary, end_id=1)
+        for answer in answers[100:]:
+            state = tokens.start
+            for token in tokenizer.encode(answer).ids:
+                state = tokens.advance(state, token)
+            assert tokens.forced(state) == 1

@@ -184,6 +184,7 @@ def test_same_input_same_bytes_and_a_second_build_does_nothing(store, tmp_path):
     config = BuildConfig(PLAIN, episodes_per_shard=2)
     first = build_rows(store, config, tmp_path / "a")
     build_rows([store], config, tmp_path / "b")
+    assert list(contents(tmp_path / "a")) == [f"part-0000{k}.parquet" for k in range(3)]
     assert contents(tmp_path / "a") == contents(tmp_path / "b") and first.rows == 55 and first.shards_written == 3
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*")}
     again = build_rows(store, config, tmp_path / "a")
@@ -192,8 +193,13 @@ def test_same_input_same_bytes_and_a_second_build_does_nothing(store, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2])
-def test_an_interrupted_build_ends_in_the_same_bytes(store, tmp_path, monkeypatch, stop):
-    config, calls = BuildConfig(PLAIN, episodes_per_shard=2), []
+def test_an_interrupted_build_ends_in_the_same_bytes(tmp_path, monkeypatch, stop):
+    store, config, calls = [], BuildConfig(PLAIN, episodes_per_shard=2), []
+    for name, seeds in (("few", range(3)), ("more", range(3, 6))):
+        with EpisodeWriter(tmp_path / name, "toy") as writer:
+            for seed in seeds:
+                writer.write(episode(seed))
+        store.append(EpisodeStore(tmp_path / name))
     build_rows(store, config, tmp_path / "whole")
     write = pq.write_table
 

@@ -27,11 +27,15 @@ class GrammarError(LlarvaError):
 # %% ../../nbs/06b_instructions.grammar.ipynb #ab7ac07c
 @dataclass(frozen=True)
 class Grammar:
-    """A deterministic automaton: `edges[state]` maps a character or an atom to the next state."""
+    """A deterministic automaton: `edges[state]` maps a character or an atom to the next state.
+
+    `phrases[state]` is the constant wording that begins in that state.
+    """
 
     edges: tuple[Edges, ...]
     start: int
     accepting: frozenset[int]
+    phrases: Mapping[int, str]
 
     def accepts(self, text: str) -> bool:
         """Say whether `text` is legal."""
@@ -132,16 +136,17 @@ class _TableBuilder(_Builder):
 
 def build_grammar(parts: Sequence[Part], numbers: Numbers) -> Grammar:
     """Return the automaton of the texts that `read_parts` accepts; free text is not allowed in it."""
-    builder = _TableBuilder()
+    builder, phrases = _TableBuilder(), dict[int, str]()
     end = state = builder.state()
     for part in reversed(parts):
         if isinstance(part, Constant):
             state = builder.constant(part.text, state)
+            phrases |= {state: part.text} if len(part.text) > 1 else {}
         elif isinstance(part, Table):
             state = builder.table(part, numbers, state)
         else:
             raise GrammarError(f"{part.name} is free text, which no finite grammar of answers holds.")
-    return Grammar(tuple(builder.edges), state, frozenset({end}))
+    return Grammar(tuple(builder.edges), state, frozenset({end}), phrases)
 
 # %% ../../nbs/06b_instructions.grammar.ipynb #63491fa3
 @dataclass(frozen=True, eq=False)
@@ -232,9 +237,18 @@ def _find(root: _Node, text: str) -> int | None:
     return node.token if node else None
 
 
-def _hits(grammar: Grammar, state: int, root: _Node) -> dict[int, int]:
-    """Return token → next state for every token that can be read from `state`."""
+def _after(grammar: Grammar, state: int) -> int:
+    """Return the state behind the constant wording that begins in `state`."""
+    for character in grammar.phrases[state]:
+        state = grammar.edges[state][character]
+    return state
+
+
+def _hits(grammar: Grammar, state: int, root: _Node, phrases: Mapping[int, int]) -> dict[int, int]:
+    """Return token → next state for every token that can be read from `state`; `phrases`: state → its own token."""
     edges = grammar.edges
+    if state in phrases:
+        return {phrases[state]: _after(grammar, state)}
     hits: dict[int, int] = {}
     longest: dict[int, int] = {}
     todo = [(root, state, True)]
@@ -253,7 +267,8 @@ def _hits(grammar: Grammar, state: int, root: _Node) -> dict[int, int]:
                     longest = {child.token: target}  # the fixed stretch is a single path, so later is longer
                 else:
                     hits[child.token] = target
-            todo.append((child, target, within))
+            if target not in phrases:
+                todo.append((child, target, within))
     return hits | longest
 
 # %% ../../nbs/06b_instructions.grammar.ipynb #f6f1ea90
@@ -281,12 +296,14 @@ def compile_grammar(grammar: Grammar, vocabulary: Sequence[str], end_id: int) ->
     if not 0 <= end_id < len(vocabulary):
         raise GrammarError(f"The end token {end_id} is outside the vocabulary of {len(vocabulary)} tokens.")
     root, end = _tree(vocabulary, end_id), len(grammar.edges)
+    own = {state: _find(root, text) for state, text in grammar.phrases.items()}
+    phrases = {state: token for state, token in own.items() if token is not None}
     moves: dict[int, dict[int, int]] = {}
     todo = [grammar.start]
     while todo:
         state = todo.pop()
         if state not in moves and state != end:
-            moves[state] = _hits(grammar, state, root) | ({end_id: end} if state in grammar.accepting else {})
+            moves[state] = _hits(grammar, state, root, phrases) | ({end_id: end} if state in grammar.accepting else {})
             todo.extend(moves[state].values())
     alive = _alive(moves, end)
     if grammar.start not in alive:
