@@ -39,6 +39,7 @@ def down_rotation(yaw: float) -> Vector:
 
 
 def grasp_yaw(yaw: float, present: float) -> float:
-    """Yaw of the hand for a thing at `yaw`, the one of its two choices that is nearer to the `present` one; rad."""
-    wrapped = (yaw - present + np.pi / 2) % np.pi - np.pi / 2 + present
+    """Yaw of the hand for a thing at `yaw`, of its two choices the one that a hand at `present` gets to easily; rad."""
+    near = float(np.clip(present, -0.6, 0.6))  # the wrist's range is about home, so a hand far from it turns back
+    wrapped = (yaw - near + np.pi / 2) % np.pi - np.pi / 2 + near
     return float(np.sign(wrapped) * max(0.0, abs(wrapped) - SLACK))

@@ -143,9 +143,9 @@ class MeatOffGrill(Task):
         heading = sim.rotation(self.goal)[:2, 0]
         hand = down_rotation(grasp_yaw(float(np.arctan2(heading[1], heading[0])), present))
         grip = meat + np.array([0.0, 0.0, LIFT])
-        aside, apart = float(np.linalg.norm(position[:2] - grip[:2])), abs(position[2] - grip[2])
+        aside, above = float(np.linalg.norm(position[:2] - grip[:2])), float(position[2] - grip[2])
         slack = 1.0 + ramp(opening, 0.98, 0.85)
-        if aside < 0.011 * slack and apart < 0.007 * slack and opening > 0.3:
+        if aside < 0.011 * slack and -0.01 < above < 0.008 * slack and opening > 0.3:
             return Target(grip, hand, gripper_open=False, speed=0.1)
         speed = 0.25 if aside < 0.03 else 0.35
         return Target(from_above(position, grip, max(SAFE_HEIGHT, grip[2] + 0.08)), hand, gripper_open=True, speed=speed)

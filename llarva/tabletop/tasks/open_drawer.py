@@ -28,11 +28,11 @@ __all__ = ['DRAWERS', 'TRAVEL', 'DEPTH', 'WIDTH', 'PLINTH', 'PITCH', 'GAP', 'CAB
 # %% ../../../nbs/11g_tabletop.tasks.open_drawer.ipynb #739e2462
 DRAWERS = ("bottom", "middle", "top")
 TRAVEL = 0.11  # m
-DEPTH, WIDTH = 0.075, 0.185  # m, halves of the cabinet
+DEPTH, WIDTH = 0.075, 0.2  # m, halves of the cabinet
 PLINTH, PITCH, GAP = 0.014, 0.05, 0.005  # m, heights of the base and of a drawer, half a gap between two
 CABINET_TOP = PLINTH + 3 * PITCH + 0.016
-KNOB_SIDE = (-0.125, 0.0, 0.125)  # m from the middle, drawer by drawer
-KNOB = 0.066  # m, centre of a knob in front of its drawer
+KNOB_SIDE = (-0.145, 0.0, 0.145)  # m from the middle, drawer by drawer
+KNOB = 0.07  # m, centre of a knob in front of its drawer
 KNOB_RADIUS, KNOB_LENGTH = 0.0155, 0.017  # m, the length is a half
 WOOD, LIGHT_WOOD, DARK_WOOD = (0.50, 0.33, 0.20, 1.0), (0.82, 0.65, 0.43, 1.0), (0.28, 0.17, 0.10, 1.0)
 STEEL = (0.13, 0.14, 0.20, 1.0)
@@ -99,7 +99,7 @@ class OpenDrawer(Task):
 
     def reset(self, sim: Simulation, rng: np.random.Generator, variation: int) -> None:
         self.goal = variation
-        x, y, yaw = rng.uniform((0.05, -0.07, -0.2), (0.11, 0.07, 0.2))
+        x, y, yaw = rng.uniform((0.05, -0.05, -0.2), (0.11, 0.05, 0.2))
         sim.place("cabinet", [x, y, TABLE_HEIGHT], yaw)
 
     def instructions(self, variation: int) -> tuple[str, ...]:
