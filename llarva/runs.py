@@ -243,16 +243,16 @@ def run_notebook(
     before = read_metrics(folder)
     _refuse_mixture(folder, before, plain)
     executed = folder / f"{source.stem}.ipynb"
-    if before.get("finished") and before.get("notebook") == source.stem and executed.exists():
+    if before.get("finished") and before.get("executed") == source.name and executed.exists():
         print(f"{source.stem}: nothing to do, {folder} is complete")
         return folder
-    write_metrics(folder, {**before, "notebook": source.stem, "notebook_parameters": plain, "finished": False})
+    head = {"notebook": source.stem, "notebook_parameters": plain}
+    write_metrics(folder, {**before, **head, "finished": False, "executed": None})
     print(f"{source.stem}: running into {folder}", flush=True)
     _execute(source, executed, values)
-    done = read_metrics(folder)
-    if not done.get("finished"):
-        head = {"run": source.stem, "parameters": plain, "provenance": provenance()}
-        write_metrics(folder, {**head, **done, "finished": True})
+    head = {"run": source.stem, "parameters": plain, "provenance": provenance()}
+    # Last, because a run is complete only with its pictures, which come after the stage's own record.
+    write_metrics(folder, {**head, **read_metrics(folder), "finished": True, "executed": source.name})
     return folder
 
 # %% ../nbs/14_runs.ipynb #513daadc

@@ -44,6 +44,7 @@ RANKS = {
             ("evaluation",),
             ("plots", "runs"),
             ("widgets",),
+            ("quickstart",),
         ]
     )
     for name in names
