@@ -132,3 +132,14 @@ def test_wrong_requests(checkpoint: Checkpoint) -> None:
 def test_known_control_modes_follow_the_numbers() -> None:
     assert known_control_modes(FORMAT) == (MODE,)
     assert known_control_modes(replace(FORMAT, numbers=DecimalNumbers())) == PANDA.control_modes
+
+
+def test_robots_may_be_at_different_places_in_their_chunks(checkpoint: Checkpoint) -> None:
+    policy = Policy(checkpoint, MODE, batch=2, execute=2)
+    policy.reset(["go", "push the red button"])
+    policy.step([look(0)], indices=[0])
+    _, chunks = policy.step([look(1), look(2)])
+    assert chunks[0] is None and chunks[1] is not None
+    alone = Policy(checkpoint, MODE, execute=2)
+    alone.reset(["push the red button"])
+    assert alone.act([look(2)])[0].text == chunks[1].text
