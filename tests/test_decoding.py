@@ -1,7 +1,9 @@
 """Decoding must be fast and must not change a single token."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,14 @@ from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 from llarva.decoding import Decoder, DecodingError, answer_format, penalty_rows, plain_generate, untrained_checkpoint
 from llarva.instructions.format import InstructionFormat
 from llarva.instructions.numbers import BinNumbers, DecimalNumbers, Range
-from llarva.models.checkpoints import Checkpoint
+from llarva.kinematics import proprioception
+from llarva.models.checkpoints import Checkpoint, load_checkpoint
 from llarva.models.tiny import TinySize
+from llarva.policy import known_control_modes
+from llarva.robots import get_robot
 from llarva.text_runners import LeanLlama, LibraryRunner, RunnerError, lean_obstacle, make_runner
+
+pytest.importorskip("llarva.tabletop.env")  # registers the tasks
 
 MODE = "end_effector_delta"
 TEXTS = ["push the red button", "open the top drawer"]
@@ -196,3 +203,23 @@ def test_other_text_models_take_the_library() -> None:
     assert "'qwen2'" in str(lean_obstacle(qwen))
     with pytest.raises(RunnerError, match="qwen2"):
         make_runner(qwen, torch.nn.Linear(16, 20), "lean")
+
+
+SHIPPED = Path(__file__).parent.parent / "checkpoints" / "tabletop"
+
+
+@pytest.mark.skipif(not (SHIPPED / "llarva.json").is_file(), reason="no checkpoint is shipped in this tree")
+def test_the_shipped_checkpoint_decodes_to_the_same_tokens() -> None:
+    checkpoint = load_checkpoint(SHIPPED)
+    for mode in known_control_modes(checkpoint.format):
+        decoder = Decoder(checkpoint, mode)
+        env = gymnasium.make("llarva/push_buttons-v0", control_mode=mode, image_size=checkpoint.format.image_size[0])
+        scenes = [env.reset(seed=2_000_000 + i, options={"variation": i}) for i in range(4)]
+        robot = get_robot(checkpoint.format.robot)
+        states = [proprioception(robot, mode, seen["state"], float(seen["gripper_open"][0])) for seen, _ in scenes]
+        images = np.stack([seen["image"] for seen, _ in scenes])
+        prompts = [checkpoint.format.prompt(info["instruction"], state[None], mode)
+                   for (_, info), state in zip(scenes, states, strict=True)]
+        env.close()
+        assert decoder.runner.name == "lean Llama"
+        assert decoder.generate(images, prompts).token_ids == reference(checkpoint, decoder, images, prompts)
