@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..episodes.records import Episode, actions_in
 from ..episodes.store import EpisodeStore
@@ -42,8 +42,10 @@ class BuildSummary:
     def report(self) -> str:
         """Return a few lines for people: counts, and the share of clipped values per field."""
         lines = [f"{self.rows} rows of {self.episodes} episodes ({self.shards_written} shards written now)"]
-        lines += [f"  {name}: {clipped} of {total} values clipped ({clipped / max(total, 1):.2%})"
-                  for name, (clipped, total) in sorted(self.clipped.items())]
+        lines += [
+            f"  {name}: {clipped} of {total} values clipped ({clipped / max(total, 1):.2%})"
+            for name, (clipped, total) in sorted(self.clipped.items())
+        ]
         return "\n".join(lines)
 
 
@@ -55,15 +57,18 @@ def build_rows(stores: Stores, config: BuildConfig, out: str | Path, progress: b
     stores, folder = [stores] if isinstance(stores, EpisodeStore) else list(stores), Path(out)
     ids = [name for store in stores for name in store.ids]
     if len(set(ids)) != len(ids) or not ids:
-        raise RowError(f"The stores must hold at least one episode and no id twice: {len(ids)}, {len(set(ids))} different.")
+        raise RowError(
+            f"The stores must hold at least one episode and no id twice: {len(ids)}, {len(set(ids))} different."
+        )
     index = _open_index(folder, config.to_json(), [store.fingerprint() for store in stores])
     done, count = len(index["shards"]), -(-len(ids) // config.episodes_per_shard)
     episodes = _episodes(stores, done * config.episodes_per_shard)
     for number in tqdm(range(done, count), disable=not progress, desc="rows", unit="shard"):
         clipping, stretch = Clipping(config.format), list(islice(episodes, config.episodes_per_shard))
         rows = [row for episode in stretch for row in episode_rows(episode, config, clipping)]
-        index["shards"].append(_write_shard(folder, number, rows) | {
-            "episodes": len(stretch), "clipped": clipping.counts})
+        index["shards"].append(
+            _write_shard(folder, number, rows) | {"episodes": len(stretch), "clipped": clipping.counts}
+        )
         index["complete"] = number + 1 == count
         _write_json(folder / "store.json", index)
     return _summary(index, count - done)
@@ -80,8 +85,15 @@ def _episodes(stores: Sequence[EpisodeStore], skip: int) -> Iterator[Episode]:
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #c99f52c1
 def _open_index(folder: Path, config: dict[str, Any], sources: list[str]) -> dict[str, Any]:
-    fresh = {"version": 1, "kind": "instruction rows", "format": config["format"], "config": config, "sources": sources,
-             "shards": [], "complete": False}
+    fresh = {
+        "version": 1,
+        "kind": "instruction rows",
+        "format": config["format"],
+        "config": config,
+        "sources": sources,
+        "shards": [],
+        "complete": False,
+    }
     if not (folder / "store.json").exists():
         if any((folder / "data").glob("*.parquet")):
             raise RowError(f"{folder / 'data'} holds Parquet files but no store.json belongs to them.")
@@ -91,8 +103,10 @@ def _open_index(folder: Path, config: dict[str, Any], sources: list[str]) -> dic
     index = _read_index(folder)
     for key in ("config", "sources"):
         if index.get(key) != fresh[key]:
-            raise RowError(f"{folder} was built with another {'configuration' if key == 'config' else 'set of episodes'}; "
-                           "choose another folder or remove it.")
+            raise RowError(
+                f"{folder} was built with another {'configuration' if key == 'config' else 'set of episodes'}; "
+                "choose another folder or remove it."
+            )
     for number, shard in enumerate(index["shards"]):
         if not (folder / shard["file"]).exists() or (folder / shard["file"]).stat().st_size != shard["bytes"]:
             index["shards"], index["complete"] = index["shards"][:number], False
@@ -122,6 +136,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
 def _write_json(path: Path, data: dict[str, Any]) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(data, indent=1, sort_keys=True))
+    _name(partial, path)
+
+
+def _name(partial: Path, path: Path) -> None:
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())  # a name must never point at bytes that are still on their way to the disk
     os.replace(partial, path)
 
 
@@ -130,7 +150,7 @@ def _write_shard(folder: Path, number: int, rows: list[dict[str, Any]]) -> dict[
     partial = folder / f"{name}.partial"
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), partial, compression="zstd", row_group_size=512)
     size, digest = partial.stat().st_size, sha256(partial.read_bytes()).hexdigest()
-    os.replace(partial, folder / name)
+    _name(partial, folder / name)
     return {"file": name, "bytes": size, "sha256": digest, "rows": len(rows)}
 
 
@@ -140,12 +160,18 @@ def _summary(index: Mapping[str, Any], written: int) -> BuildSummary:
         for name, (some, total) in shard["clipped"].items():
             before = clipped.get(name, (0, 0))
             clipped[name] = before[0] + some, before[1] + total
-    return BuildSummary(sum(s["rows"] for s in index["shards"]), sum(s["episodes"] for s in index["shards"]),
-                        written, clipped)
+    return BuildSummary(
+        sum(s["rows"] for s in index["shards"]), sum(s["episodes"] for s in index["shards"]), written, clipped
+    )
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #fa770307
-def write_rows(rows: Iterable[dict[str, Any]], format: InstructionFormat, out: str | Path, origin: Mapping[str, Any],
-               rows_per_shard: int = 4096) -> int:
+def write_rows(
+    rows: Iterable[dict[str, Any]],
+    format: InstructionFormat,
+    out: str | Path,
+    origin: Mapping[str, Any],
+    rows_per_shard: int = 4096,
+) -> int:
     """Write finished `rows` as a row store and return their number; RowError when `out` already holds one."""
     folder = Path(out)
     if (folder / "store.json").exists() or any((folder / "data").glob("*.parquet")):
@@ -208,9 +234,16 @@ class _Sample:
         return np.concatenate(self.rows)[best]
 
 
-def fit_numbers(stores: Stores, control_modes: Sequence[str], image_size: tuple[int, int], bins: int = 256,
-                quantiles: tuple[float, float] = (0.001, 0.999), margin: float = 0.05, sample: int = 100_000,
-                seed: int = 0) -> BinNumbers:
+def fit_numbers(
+    stores: Stores,
+    control_modes: Sequence[str],
+    image_size: tuple[int, int],
+    bins: int = 256,
+    quantiles: tuple[float, float] = (0.001, 0.999),
+    margin: float = 0.05,
+    sample: int = 100_000,
+    seed: int = 0,
+) -> BinNumbers:
     """Fit bin ranges to the states and actions of `stores`, in constant memory (at most 4 × `sample` steps).
 
     RowError for empty stores; the source's error when an episode lacks what a control mode needs.
@@ -221,8 +254,10 @@ def fit_numbers(stores: Stores, control_modes: Sequence[str], image_size: tuple[
             rng = np.random.default_rng([seed, zlib.crc32(episode.episode_id.encode())])
             keys = rng.random(len(episode.steps))
             for mode in control_modes:
-                for name, values in ((f"state:{mode}", episode_states(episode, mode)),
-                                     (f"action:{mode}", actions_in(episode, mode))):
+                for name, values in (
+                    (f"state:{mode}", episode_states(episode, mode)),
+                    (f"action:{mode}", actions_in(episode, mode)),
+                ):
                     samples.setdefault(name, _Sample(sample)).offer(keys[: len(values)], values)
     if not samples:
         raise RowError("Ranges cannot be fitted to stores without episodes.")

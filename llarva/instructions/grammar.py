@@ -179,7 +179,9 @@ class TokenGrammar:
         """Return the state after `token`; GrammarError when it is not legal."""
         index = self.first[state] + int(np.searchsorted(self.allowed(state), token))
         if index >= self.first[state + 1] or self.tokens[index] != token:
-            raise GrammarError(f"Token {token} is not legal in state {state}; legal are {self.allowed(state).tolist()}.")
+            raise GrammarError(
+                f"Token {token} is not legal in state {state}; legal are {self.allowed(state).tolist()}."
+            )
         return int(self.targets[index])
 
     def forced(self, state: int) -> int | None:
@@ -308,16 +310,25 @@ def compile_grammar(grammar: Grammar, vocabulary: Sequence[str], end_id: int) ->
     alive = _alive(moves, end)
     if grammar.start not in alive:
         raise GrammarError("This vocabulary cannot spell any legal answer: it lacks a number token or a character.")
-    return _pack(grammar.start, {state: moves[state] for state in moves if state in alive}, alive, end_id,
-                 len(vocabulary))
+    return _pack(
+        grammar.start, {state: moves[state] for state in moves if state in alive}, alive, end_id, len(vocabulary)
+    )
 
 # %% ../../nbs/06b_instructions.grammar.ipynb #600390d6
 def _pack(start: int, moves: Mapping[int, Mapping[int, int]], alive: set[int], end_id: int, size: int) -> TokenGrammar:
     """Number the live states 0, 1, … in reading order (the end last) and lay their moves out flat."""
     order = [*sorted(moves, reverse=True), max(alive)]
     number = {state: index for index, state in enumerate(order)}
-    rows = [sorted((token, number[target]) for token, target in moves[state].items() if target in alive)
-            for state in order[:-1]] + [[(end_id, len(order) - 1)]]
+    rows = [
+        sorted((token, number[target]) for token, target in moves[state].items() if target in alive)
+        for state in order[:-1]
+    ] + [[(end_id, len(order) - 1)]]
     flat = [move for row in rows for move in row]
-    return TokenGrammar(number[start], end_id, size, np.cumsum([0, *map(len, rows)]),
-                        np.array([token for token, _ in flat]), np.array([to for _, to in flat], dtype=np.int32))
+    return TokenGrammar(
+        number[start],
+        end_id,
+        size,
+        np.cumsum([0, *map(len, rows)]),
+        np.array([token for token, _ in flat]),
+        np.array([to for _, to in flat], dtype=np.int32),
+    )

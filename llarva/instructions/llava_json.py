@@ -92,8 +92,10 @@ class ImportReport:
     def report(self) -> str:
         """Return a few lines for people."""
         lines = [f"{self.rows} rows imported, {sum(self.refused.values())} refused"]
-        lines += [f"  {count} × {reason} (first: {self.examples[reason]})"
-                  for reason, count in sorted(self.refused.items(), key=lambda item: -item[1])]
+        lines += [
+            f"  {count} × {reason} (first: {self.examples[reason]})"
+            for reason, count in sorted(self.refused.items(), key=lambda item: -item[1])
+        ]
         return "\n".join(lines)
 
 
@@ -166,7 +168,18 @@ def import_row(entry: Any, images: Path, format: InstructionFormat) -> dict[str,
     except InstructionError as error:
         raise _Refusal(str(error)) from error
     episode, _, step = name.rpartition("/")
-    return {"id": name, "image": _image(path, images, format.image_size), "prompt": prompt, "answer": answer,
-            "episode_id": episode, "step": int(step) if step.isdecimal() and len(step) < 10 else 0, "task": "",
-            "variation": 0, "template": format.template, "control_mode": asked.control_mode,
-            "object_names": [], "object_points": [], "segmentation": None}
+    return {
+        "id": name,
+        "image": _image(path, images, format.image_size),
+        "prompt": prompt,
+        "answer": answer,
+        "episode_id": episode,
+        "step": int(step) if step.isdecimal() and len(step) < 10 else 0,
+        "task": "",
+        "variation": 0,
+        "template": format.template,
+        "control_mode": asked.control_mode,
+        "object_names": [],
+        "object_points": [],
+        "segmentation": None,
+    }

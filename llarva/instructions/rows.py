@@ -38,8 +38,9 @@ class BuildConfig:
     """
 
     format: InstructionFormat
-    control_modes: Mapping[str, float] = field(default_factory=lambda: {"end_effector_delta": 0.75,
-                                                                        "joint_velocity": 0.25})
+    control_modes: Mapping[str, float] = field(
+        default_factory=lambda: {"end_effector_delta": 0.75, "joint_velocity": 0.25}
+    )
     trace_share: float = 1.0
     phrasings: str = "any"
     seed: int = 0
@@ -49,26 +50,46 @@ class BuildConfig:
         for mode in self.control_modes:
             get_control_mode(mode)
         if not self.control_modes or min(self.control_modes.values()) < 0 or sum(self.control_modes.values()) <= 0:
-            raise RowError(f"control_modes needs shares of at least 0 that do not all vanish, not {self.control_modes}.")
+            raise RowError(
+                f"control_modes needs shares of at least 0 that do not all vanish, not {self.control_modes}."
+            )
         if not 0 <= self.trace_share <= 1:
             raise RowError(f"trace_share must lie between 0 and 1, not {self.trace_share}.")
         if self.phrasings not in ("any", "first") or self.episodes_per_shard < 1:
-            raise RowError("phrasings must be 'any' or 'first' and episodes_per_shard at least 1, "
-                           f"not {self.phrasings!r} and {self.episodes_per_shard}.")
+            raise RowError(
+                "phrasings must be 'any' or 'first' and episodes_per_shard at least 1, "
+                f"not {self.phrasings!r} and {self.episodes_per_shard}."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as plain JSON data."""
-        return {"format": self.format.to_json(), "control_modes": dict(self.control_modes), "seed": self.seed,
-                "trace_share": self.trace_share, "phrasings": self.phrasings,
-                "episodes_per_shard": self.episodes_per_shard}
+        return {
+            "format": self.format.to_json(),
+            "control_modes": dict(self.control_modes),
+            "seed": self.seed,
+            "trace_share": self.trace_share,
+            "phrasings": self.phrasings,
+            "episodes_per_shard": self.episodes_per_shard,
+        }
 
 # %% ../../nbs/06e_instructions.rows.ipynb #49578a93
-SCHEMA = pa.schema([
-    ("id", pa.string()), ("image", pa.binary()), ("prompt", pa.string()), ("answer", pa.string()),
-    ("episode_id", pa.string()), ("step", pa.int32()), ("task", pa.string()), ("variation", pa.int32()),
-    ("template", pa.string()), ("control_mode", pa.string()), ("object_names", pa.list_(pa.string())),
-    ("object_points", pa.list_(pa.list_(pa.float32()))), ("segmentation", pa.binary()),
-])
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.binary()),
+        ("prompt", pa.string()),
+        ("answer", pa.string()),
+        ("episode_id", pa.string()),
+        ("step", pa.int32()),
+        ("task", pa.string()),
+        ("variation", pa.int32()),
+        ("template", pa.string()),
+        ("control_mode", pa.string()),
+        ("object_names", pa.list_(pa.string())),
+        ("object_points", pa.list_(pa.list_(pa.float32()))),
+        ("segmentation", pa.binary()),
+    ]
+)
 
 # %% ../../nbs/06e_instructions.rows.ipynb #ec2144e5
 @dataclass(frozen=True)
@@ -85,9 +106,11 @@ def _draw(episode: Episode, config: BuildConfig) -> _Draws:
     steps, shares = len(episode.steps), np.array(list(config.control_modes.values()))
     names = np.array(list(config.control_modes))
     phrases = len(episode.instructions) if config.phrasings == "any" else 1
-    return _Draws(mode=names[rng.choice(len(names), steps, p=shares / shares.sum())],
-                  trace=rng.random(steps) < config.trace_share,
-                  phrase=rng.integers(phrases, size=steps))
+    return _Draws(
+        mode=names[rng.choice(len(names), steps, p=shares / shares.sum())],
+        trace=rng.random(steps) < config.trace_share,
+        phrase=rng.integers(phrases, size=steps),
+    )
 
 
 def episode_states(episode: Episode, control_mode: str) -> Array:
@@ -119,7 +142,6 @@ def _camera_stands(episode: Episode) -> bool:
     poses = np.array([step.camera_pose for step in episode.steps])
     lenses = np.array([step.camera_intrinsics for step in episode.steps])
     return bool((poses == poses[0]).all() and (lenses == lenses[0]).all())
-
 
 
 def _objects(episode: Episode, step: int) -> tuple[list[str], list[list[float]]]:
@@ -155,8 +177,10 @@ def episode_rows(episode: Episode, config: BuildConfig, clipping: Clipping | Non
     kept = [t for t, step in enumerate(episode.steps[:-1]) if step.image is not None]
     size = image_size(episode.steps[kept[0]].image or b"") if kept else form.image_size
     if size != form.image_size:
-        raise RowError(f"Episode {episode.episode_id!r}: its images are {size} (height, width), "
-                       f"but the format says {form.image_size}.")
+        raise RowError(
+            f"Episode {episode.episode_id!r}: its images are {size} (height, width), "
+            f"but the format says {form.image_size}."
+        )
     modes = {str(draws.mode[t]) for t in kept}
     states = {mode: episode_states(episode, mode) for mode in modes}
     chunks = {mode: action_chunks(actions_in(episode, mode), form.n) for mode in modes}
@@ -166,9 +190,18 @@ def episode_rows(episode: Episode, config: BuildConfig, clipping: Clipping | Non
     for t in kept:
         mode, trace = str(draws.mode[t]), traces.get(t)
         shown = states[mode][max(0, t + 1 - form.history) : t + 1]
-        rows.append(_row(episode, t, form, mode, {
-            "prompt": form.prompt(episode.instructions[draws.phrase[t]], shown, mode, trace is not None),
-            "answer": form.answer(trace, chunks[mode][t], mode)}))
+        rows.append(
+            _row(
+                episode,
+                t,
+                form,
+                mode,
+                {
+                    "prompt": form.prompt(episode.instructions[draws.phrase[t]], shown, mode, trace is not None),
+                    "answer": form.answer(trace, chunks[mode][t], mode),
+                },
+            )
+        )
     if clipping is not None:
         for mode in modes:
             used = [t for t in kept if draws.mode[t] == mode]
@@ -182,6 +215,15 @@ def _row(episode: Episode, t: int, form: InstructionFormat, mode: str, texts: di
     step = episode.steps[t]
     names, points = _objects(episode, t)
     return texts | {
-        "id": f"{episode.episode_id}/{t:05d}", "image": step.image, "episode_id": episode.episode_id, "step": t,
-        "task": episode.task, "variation": episode.variation, "template": form.template, "control_mode": mode,
-        "object_names": names, "object_points": points, "segmentation": step.segmentation}
+        "id": f"{episode.episode_id}/{t:05d}",
+        "image": step.image,
+        "episode_id": episode.episode_id,
+        "step": t,
+        "task": episode.task,
+        "variation": episode.variation,
+        "template": form.template,
+        "control_mode": mode,
+        "object_names": names,
+        "object_points": points,
+        "segmentation": step.segmentation,
+    }

@@ -178,14 +178,16 @@ def fill(sentence: str, slots: Mapping[str, str | Part]) -> tuple[Part, ...]:
     return tuple(parts)
 
 # %% ../../nbs/06a_instructions.template.ipynb #fe457825
-_OPENING = ('<image>\nYou are a {robot} robot using the {control}. The task is "{instruction}", '
-            "and the previous {history} steps are {states}. ")
+_OPENING = (
+    '<image>\nYou are a {robot} robot using the {control}. The task is "{instruction}", '
+    "and the previous {history} steps are {states}. "
+)
 
 WORKBENCH_V1 = Template(
     name="llarva-workbench-v1",
     prompt=_OPENING + "Can you predict the action of the next {n} steps?",
-    prompt_with_trace=_OPENING + ("Can you predict the 2-D visual trace of the end effector "
-                                  "and the action of the next {n} steps?"),
+    prompt_with_trace=_OPENING
+    + ("Can you predict the 2-D visual trace of the end effector and the action of the next {n} steps?"),
     answer="The next action: {actions}.",
     answer_with_trace="The 2-D visual trace: {trace}. The next action: {actions}.",
 )

@@ -18,19 +18,43 @@ _TRACE = "the 2D visual trace of the end effector and the action of the next 1 s
 _ACTION = "The next action step: {actions}"
 
 V2 = Template("llarva-v2", prompt=_IS + "?", prompt_with_trace=None, answer=_ACTION, answer_with_trace=None, history=5)
-V3 = Template("llarva-v3", prompt=_IS + "?", prompt_with_trace=_IS + " and the trajectories of the end effector?",
-              answer=_ACTION, answer_with_trace=_ACTION + ". The trajectory: {trace}", trace_exact=False, history=5)
-V4 = Template("llarva-v4", prompt=V2.prompt.replace('"', "").replace(" {n} step", " step"), prompt_with_trace=None,
-              answer="The next step: {actions}", answer_with_trace=None, history=5)
+V3 = Template(
+    "llarva-v3",
+    prompt=_IS + "?",
+    prompt_with_trace=_IS + " and the trajectories of the end effector?",
+    answer=_ACTION,
+    answer_with_trace=_ACTION + ". The trajectory: {trace}",
+    trace_exact=False,
+    history=5,
+)
+V4 = Template(
+    "llarva-v4",
+    prompt=V2.prompt.replace('"', "").replace(" {n} step", " step"),
+    prompt_with_trace=None,
+    answer="The next step: {actions}",
+    answer_with_trace=None,
+    history=5,
+)
 
 # %% ../../nbs/06c_instructions.wordings.ipynb #d5c69014
 _UNKNOWN = ("the label of the trace and the order of trace and action in the answer were never published",)
 
 
 def _rlbench(name: str, prompt: str, prompt_with_trace: str | None, unverified: tuple[str, ...] = ()) -> Template:
-    return Template(name, prompt=prompt, prompt_with_trace=prompt_with_trace, answer=_ACTION, answer_with_trace=None,
-                    trace_exact=False, flat_single_step=True, zero_history=True, gripper_in_state=False,
-                    history=5, n=1, unverified=unverified)
+    return Template(
+        name,
+        prompt=prompt,
+        prompt_with_trace=prompt_with_trace,
+        answer=_ACTION,
+        answer_with_trace=None,
+        trace_exact=False,
+        flat_single_step=True,
+        zero_history=True,
+        gripper_in_state=False,
+        history=5,
+        n=1,
+        unverified=unverified,
+    )
 
 
 V7 = _rlbench("llarva-v7", _ARE + "action of the next 1 step?", None)
