@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llarva.instructions.automaton import GrammarError, build_grammar
 from llarva.instructions.format import InstructionFormat
-from llarva.instructions.grammar import GrammarError, build_grammar, compile_grammar
+from llarva.instructions.grammar import compile_grammar
 from llarva.instructions.numbers import AnswerError, BinNumbers, DecimalNumbers, Range
 from llarva.instructions.template import Constant, Table, Words, read_parts
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from .grammar import Grammar, build_grammar
+from .automaton import Grammar, build_grammar
 from llarva.instructions.numbers import (
     AnswerError,
     Array,
