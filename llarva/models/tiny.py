@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from ..errors import LlarvaError
@@ -100,7 +101,7 @@ class TinyLlava(LlavaForConditionalGeneration):
             width, grid = module.positions.shape[1], math.isqrt(module.positions.shape[0])
             module.positions.copy_(grid_positions(width, grid) * module.scale)
             return
-        if type(module).__name__ == "CLIPVisionEmbeddings":
+        if isinstance(module, CLIPVisionEmbeddings):
             nn.init.normal_(module.class_embedding, std=module.embed_dim**-0.5)
             module.position_ids.copy_(torch.arange(module.num_positions)[None])
             return
