@@ -35,7 +35,7 @@ from .models.adapters import LoraSettings
 from .models.checkpoints import load_checkpoint, save_checkpoint
 from .models.text import IMAGE
 from .models.tiny import TinyLlava, TinySize, make_tiny
-from .tabletop.demos import DemoConfig, DemoSummary, record_demos
+from .tabletop.demos import EVALUATION_SEEDS, DemoConfig, DemoSummary, record_demos
 from .training.batches import Sampling
 from .training.loop import TrainConfig, TrainResult, train
 
@@ -47,8 +47,8 @@ OTHER_MODE = {"end_effector_delta": "joint_velocity", "joint_velocity": "end_eff
 class QuickstartConfig:
     """Everything the quickstart depends on; all of its folders lie in `out_dir`.
 
-    `demonstrations` of `task` begin at scene `seed`, the `episodes` of the evaluation at `evaluation_seed`, which must
-    lie beyond them. `base` is the checkpoint that a LoRA of `lora_rank` tunes for `steps` steps. `control_mode` is the
+    `seed` chooses the `demonstrations` of `task`; the `episodes` of the evaluation are the scenes from
+    `evaluation_seed` on, which no demonstration shows. `base` is the checkpoint that a LoRA of `lora_rank` tunes for `steps` steps. `control_mode` is the
     one that the comparisons use; the other's figure stands beside it.
     """
 
@@ -70,10 +70,11 @@ class QuickstartConfig:
     def __post_init__(self) -> None:
         if self.control_mode not in OTHER_MODE:
             raise LlarvaError(f"Unknown control mode {self.control_mode!r}. Valid choices: {', '.join(OTHER_MODE)}.")
-        if self.evaluation_seed < self.seed + 100 * self.demonstrations:
+        last = self.evaluation_seed + self.episodes - 1
+        if self.evaluation_seed not in EVALUATION_SEEDS or last not in EVALUATION_SEEDS:
             raise LlarvaError(
-                f"evaluation_seed {self.evaluation_seed} is too near to the demonstrations' seeds, which begin at "
-                f"{self.seed}; take at least {self.seed + 100 * self.demonstrations}."
+                f"Scenes {self.evaluation_seed} to {last} may have been demonstrated. Valid evaluation seeds are "
+                f"{EVALUATION_SEEDS.start} to {EVALUATION_SEEDS.stop - 1}, which no demonstration uses."
             )
 
     def folder(self, name: str) -> str:
