@@ -5,23 +5,24 @@
 # %% ../../../nbs/11h_tabletop.tasks.meat_off_grill.ipynb #ed5945d4
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import mujoco
-import numpy as np
-from mujoco import mjtGeom
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from ..scene import TABLE_HEIGHT, VISUAL
 from .base import ObjectMark, Target, Task
 from .grasping import down_rotation, from_above, grasp_yaw, ramp
 
-if TYPE_CHECKING:
-    from llarva.tabletop.simulation import Simulation
-
 # %% auto #0
 __all__ = ['MEATS', 'GRILL', 'BARS', 'BOARD', 'MEAT_HEIGHT', 'AT_REST', 'SAFE_HEIGHT', 'CARRY_HEIGHT', 'LIFT', 'add_grill',
            'add_meats', 'MeatOffGrill']
+
+# %% ../../../nbs/11h_tabletop.tasks.meat_off_grill.ipynb #3bfa65ab
+import mujoco
+import numpy as np
+from mujoco import mjtGeom
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from llarva.tabletop.simulation import Simulation
 
 # %% ../../../nbs/11h_tabletop.tasks.meat_off_grill.ipynb #8d759565
 MEATS = ("chicken", "steak")
@@ -43,7 +44,8 @@ def add_grill(spec: mujoco.MjSpec) -> None:
     grill.add_geom(type=box, pos=[0, 0, 0.02], size=[*GRILL, 0.01], rgba=embers, **VISUAL)
     for k in range(10):
         y = -0.135 + 0.03 * k
-        grill.add_geom(type=capsule, fromto=[-GRILL[0], y, BARS, GRILL[0], y, BARS], size=[0.004, 0, 0], rgba=steel, **VISUAL)
+        ends = [-GRILL[0], y, BARS, GRILL[0], y, BARS]
+        grill.add_geom(type=capsule, fromto=ends, size=[0.004, 0, 0], rgba=steel, **VISUAL)
     grill.add_geom(type=box, pos=[0, 0, BARS - 0.004], size=[*GRILL, 0.008], group=3)
 
 # %% ../../../nbs/11h_tabletop.tasks.meat_off_grill.ipynb #fad065a7
@@ -85,7 +87,8 @@ class MeatOffGrill(Task):
     def build(self, spec: mujoco.MjSpec) -> None:
         add_grill(spec)
         board = spec.worldbody.add_body(name="board", pos=[0.2, 0.2, TABLE_HEIGHT])
-        board.add_geom(type=mjtGeom.mjGEOM_BOX, pos=[0, 0, BOARD[2]], size=BOARD, rgba=[0.85, 0.68, 0.42, 1], friction=[1, 0.01, 0.001])
+        board.add_geom(type=mjtGeom.mjGEOM_BOX, pos=[0, 0, BOARD[2]], size=BOARD, rgba=[0.85, 0.68, 0.42, 1],
+                       friction=[1, 0.01, 0.001])  # fmt: skip
         add_meats(spec)
 
     def reset(self, sim: Simulation, rng: np.random.Generator, variation: int) -> None:
@@ -104,8 +107,19 @@ class MeatOffGrill(Task):
 
     def instructions(self, variation: int) -> tuple[str, ...]:
         meat = MEATS[variation]
-        return (f"take the {meat} off the grill", f"put the {meat} on the board", f"pick up the {meat} and place it on the board",
-                f"move the {meat} from the grill to the board", f"grab the {meat} and set it down next to the grill")  # fmt: skip
+        return (
+            f"take the {meat} off the grill",
+            f"put the {meat} on the board",
+            f"pick up the {meat} and place it on the board",
+            f"move the {meat} from the grill to the board",
+            f"grab the {meat} and lay it on the board",
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"goal": self.goal}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.goal = state["goal"]
 
     def lies_in(self, sim: Simulation, meat: str, furniture: str, halves: tuple[float, float]) -> bool:
         """Whether a meat's centre is within a rectangle of a piece of furniture, seen from above."""
@@ -122,8 +136,9 @@ class MeatOffGrill(Task):
         return bool(sim.position(meat)[2] > TABLE_HEIGHT + BARS) and self.lies_in(sim, meat, "grill", GRILL)
 
     def success(self, sim: Simulation) -> bool:
-        placed = self.on_board(sim, self.goal) and not sim.holding(self.goal)
-        return bool(placed and sim.gripper_opening > 0.9 and sim.speed(self.goal) < AT_REST and self.failure(sim) is None)
+        released = sim.gripper_opening > 0.9 and not sim.holding(self.goal)
+        at_rest = sim.speed(self.goal) < AT_REST
+        return bool(released and at_rest and self.on_board(sim, self.goal) and self.failure(sim) is None)
 
     def failure(self, sim: Simulation) -> str | None:
         if any(sim.position(meat)[2] < TABLE_HEIGHT - 0.03 for meat in MEATS):
@@ -148,7 +163,8 @@ class MeatOffGrill(Task):
         if aside < 0.011 * slack and -0.01 < above < 0.008 * slack and opening > 0.3:
             return Target(grip, hand, gripper_open=False, speed=0.1)
         speed = 0.25 if aside < 0.03 else 0.35
-        return Target(from_above(position, grip, max(SAFE_HEIGHT, grip[2] + 0.08)), hand, gripper_open=True, speed=speed)
+        way = from_above(position, grip, max(SAFE_HEIGHT, grip[2] + 0.08))
+        return Target(way, hand, gripper_open=True, speed=speed)
 
     def carry(self, sim: Simulation, position: NDArray[np.float64], offset: NDArray[np.float64]) -> Target:
         """Lift what is held, cross to the board, lower it and let go."""

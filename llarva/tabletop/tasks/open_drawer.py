@@ -5,25 +5,26 @@
 # %% ../../../nbs/11g_tabletop.tasks.open_drawer.ipynb #adcc4b7d
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import mujoco
-import numpy as np
-from mujoco import mjtGeom, mjtJoint
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from ...kinematics import R_DOWN
 from ..scene import TABLE_HEIGHT, VISUAL
 from .base import ObjectMark, Target, Task
 from .grasping import from_above, ramp
 
-if TYPE_CHECKING:
-    from llarva.tabletop.simulation import Simulation
-
 # %% auto #0
 __all__ = ['DRAWERS', 'TRAVEL', 'DEPTH', 'WIDTH', 'PLINTH', 'PITCH', 'GAP', 'CABINET_TOP', 'KNOB_SIDE', 'KNOB', 'KNOB_RADIUS',
            'KNOB_LENGTH', 'WOOD', 'LIGHT_WOOD', 'DARK_WOOD', 'STEEL', 'FURNITURE', 'OPEN_SHARE', 'OTHER_SHARE', 'STILL',
            'SAFE_HEIGHT', 'GRIPPED', 'knob_place', 'add_cabinet', 'add_drawer', 'OpenDrawer']
+
+# %% ../../../nbs/11g_tabletop.tasks.open_drawer.ipynb #e5b1cae7
+import mujoco
+import numpy as np
+from mujoco import mjtGeom, mjtJoint
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from llarva.tabletop.simulation import Simulation
 
 # %% ../../../nbs/11g_tabletop.tasks.open_drawer.ipynb #739e2462
 DRAWERS = ("bottom", "middle", "top")
@@ -50,12 +51,12 @@ def add_cabinet(spec: mujoco.MjSpec) -> None:
     """Add the body `cabinet`, open at the front (+x)."""
     box = mjtGeom.mjGEOM_BOX
     cabinet = spec.worldbody.add_body(name="cabinet", pos=[0.1, 0.0, TABLE_HEIGHT])
-    half = CABINET_TOP / 2
-    cabinet.add_geom(type=box, pos=[0, 0, PLINTH / 2], size=[DEPTH, WIDTH, PLINTH / 2], rgba=WOOD, **FURNITURE)
-    cabinet.add_geom(type=box, pos=[0, 0, CABINET_TOP - 0.008], size=[DEPTH + 0.004, WIDTH, 0.008], rgba=WOOD, **FURNITURE)
-    cabinet.add_geom(type=box, pos=[-DEPTH + 0.005, 0, half], size=[0.005, WIDTH, half], rgba=WOOD, **FURNITURE)
+    half, wood = CABINET_TOP / 2, {"rgba": WOOD, **FURNITURE}
+    cabinet.add_geom(type=box, pos=[0, 0, PLINTH / 2], size=[DEPTH, WIDTH, PLINTH / 2], **wood)
+    cabinet.add_geom(type=box, pos=[0, 0, CABINET_TOP - 0.008], size=[DEPTH + 0.004, WIDTH, 0.008], **wood)
+    cabinet.add_geom(type=box, pos=[-DEPTH + 0.005, 0, half], size=[0.005, WIDTH, half], **wood)
     for side in (-1, 1):
-        cabinet.add_geom(type=box, pos=[0, side * (WIDTH - 0.006), half], size=[DEPTH, 0.006, half], rgba=WOOD, **FURNITURE)
+        cabinet.add_geom(type=box, pos=[0, side * (WIDTH - 0.006), half], size=[DEPTH, 0.006, half], **wood)
     for drawer in range(len(DRAWERS)):
         rail = [DEPTH - 0.002, 0, PLINTH + PITCH * (drawer + 1)]
         cabinet.add_geom(type=box, pos=rail, size=[0.005, WIDTH - 0.012, GAP], rgba=DARK_WOOD, **VISUAL)
@@ -73,7 +74,8 @@ def add_drawer(cabinet: mujoco.MjsBody, drawer: int) -> None:
     body.add_geom(type=box, pos=[DEPTH - 0.005, 0, 0], size=[0.007, width, tall], **wood)
     body.add_geom(type=box, pos=[-0.002, 0, 0.004 - tall], size=[DEPTH - 0.012, width, 0.004], **wood)
     for side in (-1, 1):
-        body.add_geom(type=box, pos=[-0.002, side * (width - 0.004), -0.004], size=[DEPTH - 0.012, 0.004, tall - 0.006], **wood)
+        place, halves = [-0.002, side * (width - 0.004), -0.004], [DEPTH - 0.012, 0.004, tall - 0.006]
+        body.add_geom(type=box, pos=place, size=halves, **wood)
     stem = (KNOB - KNOB_LENGTH) / 2
     metal = {"rgba": STEEL, "density": 400, "quat": [np.sqrt(0.5), 0, np.sqrt(0.5), 0], **FURNITURE}
     body.add_geom(name=f"stem{drawer}", type=cylinder, pos=[DEPTH + stem, knob[1], 0], size=[0.006, stem, 0], **metal)
@@ -104,8 +106,19 @@ class OpenDrawer(Task):
 
     def instructions(self, variation: int) -> tuple[str, ...]:
         drawer = DRAWERS[variation]
-        return (f"open the {drawer} drawer", f"pull out the {drawer} drawer", f"grip the {drawer} drawer handle and pull it open",
-                f"slide the {drawer} drawer open", f"pull the {drawer} drawer handle")  # fmt: skip
+        return (
+            f"open the {drawer} drawer",
+            f"pull out the {drawer} drawer",
+            f"slide the {drawer} drawer open",
+            f"pull the {drawer} drawer handle",
+            f"grip the {drawer} drawer handle and pull it open",
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"goal": self.goal}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.goal = state["goal"]
 
     def opening(self, sim: Simulation, drawer: int) -> float:
         """How far a drawer is open, 0 to 1."""
@@ -131,8 +144,8 @@ class OpenDrawer(Task):
         opening = sim.gripper_opening
         slack = 1.0 + ramp(opening, 0.98, 0.85)
         if out > 0.014 * slack or along > 0.011 * slack or up > 0.010 * slack or opening < GRIPPED - 0.1:
-            near = float(np.linalg.norm(position[:2] - knob[:2])) < 0.03
-            return Target(from_above(position, knob, SAFE_HEIGHT), R_DOWN, gripper_open=True, speed=0.25 if near else 0.35)
+            speed = 0.25 if float(np.linalg.norm(position[:2] - knob[:2])) < 0.03 else 0.35
+            return Target(from_above(position, knob, SAFE_HEIGHT), R_DOWN, gripper_open=True, speed=speed)
         if opening > GRIPPED + 0.08:
             return Target(knob, R_DOWN, gripper_open=False, speed=0.1)
         remaining = (1.0 - self.opening(sim, self.goal)) * TRAVEL
