@@ -9,7 +9,7 @@ __all__ = ['TURNING_SPEED', 'servo', 'expert_action', 'run_expert']
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kinematics import rotation_vector
+from .inverse_kinematics import turn_of
 from .simulation import CONTROL_RATE, Simulation
 from .tasks.base import Target
 
@@ -23,7 +23,7 @@ def servo(sim: Simulation, target: Target) -> NDArray[np.float32]:
     way = np.asarray(target.position) - position
     distance = float(np.linalg.norm(way))
     step = min(distance, target.speed / CONTROL_RATE, max(0.004, 0.5 * distance))
-    turn = rotation_vector(np.asarray(target.rotation) @ rotation.T)
+    turn = turn_of(np.asarray(target.rotation) @ rotation.T)
     angle = float(np.linalg.norm(turn))
     turn *= min(1.0, TURNING_SPEED / CONTROL_RATE / max(angle, 1e-9))
     return np.array([*(way * (step / max(distance, 1e-9))), *turn, float(target.gripper_open)], dtype=np.float32)

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import LlarvaError, unknown_choice
-from ..kinematics import rotation_matrix
 from ..robots import get_robot
 from .gl import BACKEND, MISSING_GL, RenderError
-from .inverse_kinematics import InverseKinematics
+from .inverse_kinematics import InverseKinematics, turned_by
 from .scene import FINGER_TRAVEL, HOME, PHYSICS_STEP, SUBSTEPS, base_scene
 from .tasks.base import ObjectMark, Task
 
@@ -82,7 +81,9 @@ class Simulation:
         self.joints, self.dofs = self.kinematics.joints, self.kinematics.dofs
         self.fingers = np.array([self.model.joint(f"panda_finger_joint{i}").qposadr[0] for i in (1, 2)])
         self.finger_dof = int(self.model.joint("panda_finger_joint1").dofadr[0])
+        self.camera_id = self.model.camera("front").id
         self.robot = get_robot("panda")
+        self.speed_limit = np.array(self.robot.velocity_limits)
         self.renderers: dict[tuple[int, bool], mujoco.Renderer] = {}
         self.reset(seed=0)
 
@@ -114,16 +115,17 @@ class Simulation:
     def advance(self, action: ArrayLike) -> None:
         """Execute one joint-velocity action [8] for 1/20 s; too fast velocities are clipped and counted."""
         wanted = check_action(action, 8)
-        limit = np.array(self.robot.velocity_limits)
+        limit, lower, upper = self.speed_limit, self.kinematics.lower, self.kinematics.upper
         velocity = np.clip(wanted[:7], -limit, limit)
         self.clipped += int(np.any(np.abs(wanted[:7]) > limit + 1e-6))
         opening = bool(wanted[7] > 0.5)
-        data = self.data
+        data, step = self.data, velocity * PHYSICS_STEP
+        data.ctrl[7:14], data.ctrl[14:16] = velocity, FINGER_TRAVEL * opening
         for _ in range(SUBSTEPS):
             measured = data.qpos[self.joints]
-            leashed = np.clip(self.commanded + velocity * PHYSICS_STEP, measured - SET_POINT_LEASH, measured + SET_POINT_LEASH)
-            self.commanded = np.clip(leashed, self.kinematics.lower, self.kinematics.upper)
-            data.ctrl[:7], data.ctrl[7:14], data.ctrl[14:16] = self.commanded, velocity, FINGER_TRAVEL * opening
+            low, high = np.maximum(measured - SET_POINT_LEASH, lower), np.minimum(measured + SET_POINT_LEASH, upper)
+            self.commanded = np.minimum(np.maximum(self.commanded + step, low), high)
+            data.ctrl[:7] = self.commanded
             mujoco.mj_step2(self.model, data)
             mujoco.mj_step1(self.model, data)
             self.task.tick(self)
@@ -170,9 +172,9 @@ class Simulation:
         """The joint-velocity action [8] that makes an end-effector displacement [7] from the measured pose."""
         move = check_action(action, 7)
         position, rotation = self.end_effector_pose()
-        goal = rotation_matrix(move[3:6]) @ rotation
+        goal = turned_by(move[3:6]) @ rotation
         joints, _ = self.kinematics.solve(position + move[:3], goal, self.joint_positions)
-        limit = np.array(self.robot.velocity_limits)
+        limit = self.speed_limit
         return np.append(np.clip((joints - self.commanded) * CONTROL_RATE, -limit, limit), move[6])
 
     @property
@@ -187,8 +189,8 @@ class Simulation:
 
     def end_effector_pose(self) -> tuple[Vector, Vector]:
         """World position [3] and rotation [3, 3] of the TCP."""
-        site = self.data.site("tcp")
-        return site.xpos.copy(), site.xmat.reshape(3, 3).copy()
+        site = self.kinematics.site
+        return self.data.site_xpos[site].copy(), self.data.site_xmat[site].reshape(3, 3).copy()
 
     def holding(self, name: str) -> bool:
         """Whether the hand holds `name`."""
@@ -281,13 +283,12 @@ class Simulation:
 
     def camera(self, size: int | None = None) -> tuple[Vector, Vector]:
         """Intrinsics [3, 3] and camera-to-world pose [4, 4] of the front camera, OpenCV axes."""
-        pixels = size or self.image_size
-        camera = self.model.camera("front")
-        focal = 0.5 * pixels / np.tan(np.deg2rad(camera.fovy[0]) / 2)
+        pixels, camera = size or self.image_size, self.camera_id
+        focal = 0.5 * pixels / np.tan(np.deg2rad(self.model.cam_fovy[camera]) / 2)
         intrinsics = np.array([[focal, 0, pixels / 2], [0, focal, pixels / 2], [0, 0, 1]])
         pose = np.eye(4)
-        pose[:3, :3] = self.data.camera("front").xmat.reshape(3, 3) @ np.diag([1.0, -1.0, -1.0])
-        pose[:3, 3] = self.data.camera("front").xpos
+        pose[:3, :3] = self.data.cam_xmat[camera].reshape(3, 3) * [1.0, -1.0, -1.0]
+        pose[:3, 3] = self.data.cam_xpos[camera]
         return intrinsics, pose
 
     def close(self) -> None:
