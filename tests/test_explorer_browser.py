@@ -81,8 +81,10 @@ def lab(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         port = probe.getsockname()[1]
     token, home = secrets.token_hex(8), tmp_path_factory.mktemp("jupyter")
     folders = {f"JUPYTER_{kind}_DIR": str(home / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    quiet = home / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    quiet.mkdir(parents=True)
+    (quiet / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-               "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
                f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={workplace}"]
     log = (home / "log.txt").open("wb")
     server = subprocess.Popen(command, env=os.environ | folders, stdout=log, stderr=log, cwd=workplace)

@@ -187,20 +187,20 @@ def signals_figure(episode: Episode, step: int = 0, *, height: int = 460) -> go.
     states = np.stack([item.state for item in episode.steps])
     given = [item.action for item in episode.steps if item.action is not None]
     actions = np.stack(given) if given else np.zeros((0, len(mode.action_names)), np.float32)
-    unit = mode.action_units[0]
-    titles = ("joint positions (rad)", f"actions: {mode.name.replace('_', ' ')} ({unit})", "gripper (1 = open)")
+    units = ", ".join(dict.fromkeys(mode.action_units[:-1]))
+    titles = ("joint positions (rad)", f"actions: {mode.name.replace('_', ' ')} ({units})", "gripper (1 = open)")
     grid = {"shared_xaxes": True, "row_heights": [0.42, 0.42, 0.16], "vertical_spacing": 0.075}
     figure = make_subplots(3, 1, subplot_titles=titles, **grid)
     for k in range(states.shape[1]):
         name = joints[k].removeprefix(f"{episode.robot}_") if k < len(joints) else f"state {k}"
         line = {"color": LINES[k % 8], "width": 1.8}
-        figure.add_scatter(x=time, y=states[:, k], name=name, mode="lines", row=1, col=1, line=line)
+        figure.add_scatter(x=time, y=states[:, k], name=name, mode="lines", line=line, row=1, col=1)
     for k in range(actions.shape[1] - 1):
         line = {"color": LINES[k % 8], "width": 1.8, "shape": "hv"}
-        more = {"name": mode.action_names[k], "mode": "lines", "line": line, "showlegend": False}
+        more = {"name": mode.action_names[k], "mode": "lines", "line": line, "legend": "legend2"}
         figure.add_scatter(x=time[: len(actions)], y=actions[:, k], row=2, col=1, **more)
     opening = [item.gripper_open for item in episode.steps]
-    more = {"mode": "lines", "line": {"color": INK, "width": 2}}
+    more = {"mode": "lines", "line": {"color": INK, "width": 2}, "legend": "legend3"}
     figure.add_scatter(x=time, y=opening, name="opening", row=3, col=1, **more)
     if len(actions):
         more["line"] = {"color": CURSOR, "width": 1.5, "shape": "hv", "dash": "dot"}
@@ -209,9 +209,10 @@ def signals_figure(episode: Episode, step: int = 0, *, height: int = 460) -> go.
     figure.update_xaxes(ticksuffix=" s", row=3, col=1)
     figure.update_annotations(font_size=12, x=0.0, xanchor="left")
     figure.add_shape(cursor(time[step]))
-    legend = {"orientation": "h", "x": 0, "y": -0.14, "yanchor": "top", "font": {"size": 10.5}, "itemwidth": 30}
-    margin = {"l": 44, "r": 10, "t": 28, "b": 70}
-    return _dressed(figure, height, legend=legend, margin=margin, hovermode="x")
+    tops = [next(figure.select_yaxes(row=row)).domain[1] for row in (1, 2, 3)]
+    look = {"x": 1.01, "xanchor": "left", "yanchor": "top", "font": {"size": 10.5}, "itemwidth": 30, "tracegroupgap": 0}
+    legends = {f"legend{number or ''}": {**look, "y": top} for number, top in zip(("", 2, 3), tops, strict=True)}
+    return _dressed(figure, height, **legends, margin={"l": 48, "r": 10, "t": 28, "b": 30}, hovermode="x")
 
 
 def cursor(time: float) -> dict[str, object]:

@@ -81,7 +81,10 @@ def make_figures(scene: Scene, step: int) -> tuple[go.FigureWidget, go.FigureWid
     picture = trace_figure(scene.image(step), scene.trace, step, side=430)
     picture.update_layout(margin_t=10, height=picture.layout.height - 26)
     signals = signals_figure(scene.episode, step, height=505).update_layout(width=640)
-    return go.FigureWidget(picture), go.FigureWidget(signals)
+    widgets = go.FigureWidget(picture), go.FigureWidget(signals)
+    for widget in widgets:
+        widget._config = {**widget._config, "displayModeBar": False}  # there is no public setting for widgets
+    return widgets
 
 
 def move_figures(scene: Scene, step: int, picture: go.FigureWidget, signals: go.FigureWidget) -> None:
