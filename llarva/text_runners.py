@@ -206,8 +206,9 @@ def lean_obstacle(model: nn.Module) -> str | None:
     if any(".lora_" in name for name, _ in model.named_parameters()):
         return "it carries unmerged adapters"
     kinds = {p.dtype for p in model.parameters()}
-    if not kinds <= {torch.float32, torch.bfloat16, torch.float16}:
-        return f"its weights are {', '.join(sorted(map(str, kinds)))}"
+    if kinds != {torch.float32}:
+        # In half precision the fused products round elsewhere than the library's, and tokens could differ.
+        return f"its weights are {', '.join(sorted(map(str, kinds)))}; only in torch.float32 are its tokens the library's"
     return None
 
 # %% ../nbs/09a_text_runners.ipynb #81c67581

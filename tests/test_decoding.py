@@ -201,6 +201,10 @@ def test_other_text_models_take_the_library() -> None:
                                   num_attention_heads=2, num_key_value_heads=2))
     assert make_runner(qwen, torch.nn.Linear(16, 20)).name == "transformers"
     assert "'qwen2'" in str(lean_obstacle(qwen))
+    llama = LlamaModel(LlamaConfig(vocab_size=20, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                                   num_attention_heads=2)).to(torch.bfloat16)
+    assert make_runner(llama, torch.nn.Linear(16, 20)).name == "transformers"
+    assert "bfloat16" in str(lean_obstacle(llama))
     with pytest.raises(RunnerError, match="qwen2"):
         make_runner(qwen, torch.nn.Linear(16, 20), "lean")
 
