@@ -49,7 +49,7 @@ class QuickstartConfig:
 
     `seed` chooses the `demonstrations` of `task`; the `episodes` of the evaluation are the scenes from
     `evaluation_seed` on, which no demonstration shows. `base` is the checkpoint that a LoRA of `lora_rank` tunes for `steps` steps. `control_mode` is the
-    one that the comparisons use; the other's figure stands beside it.
+    one that the comparisons use; the other's figure stands beside it. `max_steps` shortens the task's own step limit.
     """
 
     base: str
@@ -65,6 +65,7 @@ class QuickstartConfig:
     control_mode: str = "end_effector_delta"
     seed: int = 0
     evaluation_seed: int = 1_000_000
+    max_steps: int | None = None
     workers: int = 2
 
     def __post_init__(self) -> None:
@@ -176,7 +177,8 @@ def compare_policies(config: QuickstartConfig) -> dict[str, list[dict[str, Any]]
             EvaluationConfig(
                 checkpoint=trial.checkpoint, out_dir=config.folder(f"rollouts/{trial.key}"), tasks=(config.task,),
                 episodes=config.episodes, seed=config.evaluation_seed, control_mode=trial.control_mode,
-                control=trial.control, batch=min(10, config.episodes), videos=3 if trial.control == "none" else 1,
+                control=trial.control, max_steps=config.max_steps, batch=min(10, config.episodes),
+                videos=3 if trial.control == "none" else 1,
             )
         )  # fmt: skip
         results[trial.name] = read_rows(folder)

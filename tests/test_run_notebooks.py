@@ -1,0 +1,55 @@
+"""Every run notebook through papermill with tiny parameters: one chain, as a person would type it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llarva.runs import read_metrics, run_notebook
+
+SMALL = {"steps": 2, "batch_size": 4, "width": 32, "vision_layers": 1, "text_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two demonstrations, their rows, and a model that has seen eight of them."""
+    out = tmp_path_factory.mktemp("runs")
+    run_notebook("demos", out / "demos", {"episodes": 2, "frames_per_episode": 3, "workers": 1})
+    run_notebook("label", out / "label", {"episodes": [str(out / "demos" / "episodes")]})
+    run_notebook("train", out / "train", {**SMALL, "rows": [str(out / "label" / "rows")]})
+    return out
+
+
+@pytest.mark.parametrize("stage", ["demos", "label", "train"])
+def test_stage_is_recorded(chain: Path, stage: str) -> None:
+    saved = read_metrics(chain / stage)
+    assert saved["finished"] and saved["run"] == stage and saved["metrics"]
+    assert saved["provenance"]["packages"]["mujoco"] and saved["wall_seconds"] > 0
+    assert (chain / stage / f"{stage}.ipynb").exists()
+
+
+def test_train_continues_only_its_own_run(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_notebook("train", chain / "train", {**SMALL, "rows": [str(chain / "label" / "rows")]})
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_evaluate(chain: Path) -> None:
+    checkpoint = str(chain / "train" / "checkpoint")
+    few = {"checkpoint": checkpoint, "episodes": 2, "batch": 2, "videos": 1, "max_steps": 6}
+    run_notebook("evaluate", chain / "evaluate", few)
+    saved = read_metrics(chain / "evaluate")
+    assert saved["metrics"]["table"][0]["task"] == "push_buttons"
+    assert list((chain / "evaluate").glob("rollouts/strips/*.png"))
+
+
+def test_quickstart(chain: Path) -> None:
+    small = {"demonstrations": 2, "frames_per_episode": 3, "steps": 2, "batch_size": 4, "episodes": 1, "workers": 1}
+    out = chain / "quickstart"
+    run_notebook("quickstart", out, {**small, "base": str(chain / "train" / "checkpoint"), "max_steps": 6})
+    table = read_metrics(out)["metrics"]["table"]
+    assert [row["policy"] for row in table][:3] == ["tuned", "before tuning", "untrained"]
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in report and report.count("data:image") >= 2
+    # One page that needs nothing else, and nothing from elsewhere.
+    assert "http://" not in report and "https://" not in report
