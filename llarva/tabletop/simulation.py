@@ -33,7 +33,10 @@ class ActionError(LlarvaError):
 
 def check_action(action: ArrayLike, size: int) -> Vector:
     """`action` as float64 [size]; raises `ActionError` for another shape or numbers that are not finite."""
-    array = np.asarray(action, dtype=np.float64)
+    try:
+        array = np.asarray(action, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ActionError(f"An action is {size} numbers, got {action!r}.") from error
     if array.shape != (size,):
         raise ActionError(f"An action has shape {array.shape}; this control mode takes ({size},).")
     if not np.all(np.isfinite(array)):
@@ -91,6 +94,8 @@ class Simulation:
         """Start an episode; `arm_noise` (rad) is the standard deviation of the joints around home."""
         if variation is not None and not 0 <= variation < self.task.variation_count:
             raise LlarvaError(unknown_choice(f"variation of {self.task.name}", variation, range(self.task.variation_count)))
+        if seed < 0 or not 0 <= arm_noise < 1:
+            raise LlarvaError(f"A seed is at least 0 and arm_noise within 0 and 1 rad; got {seed} and {arm_noise}.")
         self.rng = np.random.default_rng([seed, 7919])
         drawn = int(self.rng.integers(self.task.variation_count))
         self.seed, self.variation = seed, drawn if variation is None else variation
