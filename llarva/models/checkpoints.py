@@ -64,9 +64,12 @@ def save_checkpoint(
     processor.save_pretrained(partial)
     card = {"format": format.to_json(), "info": dict(info), "version": __version__}
     (partial / CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    before = folder.with_name(folder.name + ".before")
+    shutil.rmtree(before, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, before)
     os.replace(partial, folder)
+    shutil.rmtree(before, ignore_errors=True)
     return folder
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #1e31361c
