@@ -1,6 +1,6 @@
 """Opening drawers and moving meat: what counts as success, what as failure, and recoveries."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import mujoco
 import numpy as np
@@ -36,6 +36,12 @@ def grill() -> Iterator[Simulation]:
 def act(sim: Simulation, steps: int = 1) -> None:
     for _ in range(steps):
         sim.advance(sim.end_effector_to_joint_velocity(expert_action(sim)))
+
+
+def act_until(sim: Simulation, reached: Callable[[], bool]) -> None:
+    while not reached():
+        assert sim.steps < sim.task.max_steps, "never reached"
+        act(sim)
 
 
 def put(sim: Simulation, body: str, position: list[float], yaw: float = 0.0) -> None:
@@ -128,8 +134,7 @@ def test_a_half_open_drawer_is_gripped_where_it_is(cabinet: Simulation) -> None:
 
 def test_a_lost_knob_is_gripped_again(cabinet: Simulation) -> None:
     cabinet.reset(4, variation=2)
-    while cabinet.task.opening(cabinet, 2) < 0.3:  # type: ignore[attr-defined]
-        act(cabinet)
+    act_until(cabinet, lambda: cabinet.task.opening(cabinet, 2) > 0.3)  # type: ignore[attr-defined]
     for _ in range(12):
         cabinet.advance(cabinet.end_effector_to_joint_velocity([0, 0.004, 0.015, 0, 0, 0, 1]))
     assert not cabinet.success
@@ -204,8 +209,7 @@ def test_the_wrong_meat_and_the_floor(grill: Simulation) -> None:
 def test_dropped_on_the_way_it_is_picked_up_again(grill: Simulation, seed: int) -> None:
     grill.reset(seed)
     meat = MEATS[grill.variation]
-    while not (grill.holding(meat) and grill.position(meat)[2] > 0.9):
-        act(grill)
+    act_until(grill, lambda: grill.holding(meat) and grill.position(meat)[2] > 0.9)
     for _ in range(8):
         grill.advance([*np.zeros(7), 1.0])
     assert not grill.holding(meat)
