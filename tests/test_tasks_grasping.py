@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import mujoco
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llarva.cameras import project
@@ -55,16 +55,18 @@ def put(sim: Simulation, body: str, position: list[float], yaw: float = 0.0) -> 
 places = st.tuples(st.floats(-0.3, 0.5), st.floats(-0.4, 0.4), st.floats(0.76, 1.4)).map(np.array)
 
 
+@settings(deadline=None, max_examples=60)
 @given(places, places)
 def test_following_from_above_arrives(start: np.ndarray, goal: np.ndarray) -> None:
     goal[2] = min(goal[2], 0.85)
     position = start.copy()
-    for _ in range(300):
+    for _ in range(150):
         way = from_above(position, goal, 0.95) - position
         position = position + way * min(1.0, 0.0175 / max(1e-9, float(np.linalg.norm(way))))
     assert np.linalg.norm(position - goal) < 0.002
 
 
+@settings(deadline=None, max_examples=60)
 @given(places, places)
 def test_nothing_is_crossed_low(start: np.ndarray, goal: np.ndarray) -> None:
     goal[2] = min(goal[2], 0.85)
@@ -73,6 +75,7 @@ def test_nothing_is_crossed_low(start: np.ndarray, goal: np.ndarray) -> None:
         assert np.allclose(heading[:2], start[:2]) and heading[2] >= 0.95
 
 
+@settings(deadline=None)
 @given(st.floats(-10, 10), st.floats(-3, 3))
 def test_a_hand_turns_to_the_thing_or_its_back(yaw: float, present: float) -> None:
     hand = grasp_yaw(yaw, present)
