@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OTHER_MODE', 'Results', 'CONTROLS_TEXT', 'QuickstartConfig', 'demonstrate', 'label', 'tune', 'size_of', 'untrained',
-           'Trial', 'trials', 'compare_policies', 'success_table', 'quickstart_report']
+           'Trial', 'trials', 'compare_policies', 'success_table', 'TraceExam', 'examine_traces', 'quickstart_report']
 
 # %% ../nbs/14a_quickstart.ipynb #c1f39f17
 import math
@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from .episodes.records import decode_image
 from .episodes.store import EpisodeStore
 from .errors import LlarvaError
 from llarva.evaluation.report import (
@@ -26,16 +30,19 @@ from llarva.evaluation.report import (
     tiles,
     write_report,
 )
-from .evaluation.rollouts import evaluate
+from .evaluation.rollouts import evaluate, trace_error
 from .evaluation.rows import compare, read_rows, summarize
 from .evaluation.scenes import EvaluationConfig
+from .evaluation.video import draw_trace
 from .instructions.dataset import RowStore, build_rows
 from .instructions.rows import BuildConfig
 from .models.adapters import LoraSettings
 from .models.checkpoints import load_checkpoint, save_checkpoint
 from .models.text import IMAGE
 from .models.tiny import TinyLlava, TinySize, make_tiny
+from .policy import Policy
 from .tabletop.demos import EVALUATION_SEEDS, DemoConfig, DemoSummary, record_demos
+from .traces.projection import project_episode
 from .training.batches import Sampling
 from .training.loop import TrainConfig, TrainResult, train
 
@@ -47,16 +54,18 @@ OTHER_MODE = {"end_effector_delta": "joint_velocity", "joint_velocity": "end_eff
 class QuickstartConfig:
     """Everything the quickstart depends on; all of its folders lie in `out_dir`.
 
-    `seed` chooses the `demonstrations` of `task`; the `episodes` of the evaluation are the scenes from
-    `evaluation_seed` on, which no demonstration shows. `base` is the checkpoint that a LoRA of `lora_rank` tunes for `steps` steps. `control_mode` is the
-    one that the comparisons use; the other's figure stands beside it. `max_steps` shortens the task's own step limit.
+    `seed` chooses the `demonstrations` of `task`, in these `variations` of it (None: all). The `episodes` of the
+    evaluation are the scenes from `evaluation_seed` on, which no demonstration shows. `base` is the checkpoint that a
+    LoRA of `lora_rank` tunes for `steps` steps. `control_mode` is the one that the comparisons use; the other's figure
+    stands beside it. `max_steps` shortens the task's own step limit.
     """
 
     base: str
     out_dir: str
     task: str = "push_buttons"
-    demonstrations: int = 64
-    frames_per_episode: int | None = 8
+    variations: tuple[int, ...] | None = tuple(range(10))
+    demonstrations: int = 80
+    frames_per_episode: int | None = 20
     steps: int = 300
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -88,6 +97,7 @@ def demonstrate(config: QuickstartConfig) -> DemoSummary:
     return record_demos(
         DemoConfig(
             task=config.task, episodes=config.demonstrations, out_dir=config.folder("demos"), seed=config.seed,
+            variations=config.variations, episodes_per_shard=20,
             frames_per_episode=config.frames_per_episode, workers=config.workers,
         )
     )  # fmt: skip
@@ -177,6 +187,7 @@ def compare_policies(config: QuickstartConfig) -> dict[str, list[dict[str, Any]]
             EvaluationConfig(
                 checkpoint=trial.checkpoint, out_dir=config.folder(f"rollouts/{trial.key}"), tasks=(config.task,),
                 episodes=config.episodes, seed=config.evaluation_seed, control_mode=trial.control_mode,
+                variations=config.variations,
                 control=trial.control, max_steps=config.max_steps, batch=min(10, config.episodes),
                 videos=3 if trial.control == "none" else 1,
             )
@@ -201,8 +212,42 @@ def success_table(results: Results) -> list[dict[str, Any]]:
         })  # fmt: skip
     return rows
 
+# %% ../nbs/14a_quickstart.ipynb #9a80e29a
+@dataclass(frozen=True)
+class TraceExam:
+    """Predicted and true traces in scenes without a demonstration: median error (px, mean over a trace's points) and
+    some pictures (uint8 [H, W, 3])."""
+
+    scenes: int
+    median_error_px: float
+    pictures: tuple[NDArray[np.uint8], ...]
+
+
+def examine_traces(config: QuickstartConfig, scenes: int = 24, shown: int = 6) -> TraceExam:
+    """Compare the tuned policy's first traces with the expert's in fresh scenes, each from its first image alone."""
+    exam = DemoConfig(
+        task=config.task, episodes=scenes, out_dir=config.folder("exam"), seed=config.seed + 7919, kicks=0,
+        variations=config.variations, frames_per_episode=1, workers=config.workers,
+    )  # fmt: skip
+    episodes = list(EpisodeStore(record_demos(exam).store))
+    checkpoint = load_checkpoint(Path(config.folder("tuned")) / "checkpoint")
+    policy = Policy(checkpoint, config.control_mode, len(episodes))
+    policy.reset([episode.instructions[0] for episode in episodes])
+    starts = [episode.steps[0] for episode in episodes]
+    images = [decode_image(start.image or b"") for start in starts]
+    chunks = policy.act([
+        {"image": image, "state": start.state, "gripper_open": np.array([start.gripper_open], np.float32)}
+        for image, start in zip(images, starts, strict=True)
+    ])
+    predicted = [chunk.trace for chunk in chunks]
+    ways = [project_episode(episode).points for episode in episodes]
+    errors = [trace_error(trace, way) for trace, way in zip(predicted, ways, strict=True)]
+    known = [error for error in errors if error is not None]
+    drawn = [draw_trace(images[k], predicted[k], path=ways[k], scale=2) for k in range(min(shown, len(episodes)))]
+    return TraceExam(len(episodes), float(np.median(np.array(known))) if known else math.nan, tuple(drawn))
+
 # %% ../nbs/14a_quickstart.ipynb #2a8220a4
-def quickstart_report(config: QuickstartConfig, training: TrainResult, results: Results) -> Path:
+def quickstart_report(config: QuickstartConfig, training: TrainResult, results: Results, exam: TraceExam) -> Path:
     """Write `report.html`: success, curve, rollout and traces on the first screen, controls and details below."""
     told = success_table(results)
     bars = [(row["policy"], _summary(results[row["policy"]]).success, row["success"]) for row in told]
@@ -214,11 +259,13 @@ def quickstart_report(config: QuickstartConfig, training: TrainResult, results: 
     )
     figures = {"tuned": told[0]["rate"], "before tuning": told[1]["rate"], "ms per answer": told[0]["ms per answer"]}
     curve = curves({name: (steps, [row[name] for row in training.log]) for name in parts}, "step", "loss")
+    seen = [picture(drawn, f"fresh scene {k + 1}") for k, drawn in enumerate(exam.pictures)]
     sections = [
         Section(f"Success on {config.episodes} unseen scenes", (tiles(figures), success_bars(bars))),
-        Section("Rollouts of the tuned policy", (gallery(_films(config, "tuned")),)),
-        Section("Predicted trace (colour) and the true way (white)", tuple(_strips(config, "tuned")), wide=True),
         Section("Tuning", (curve, paragraph(_training_text(config, training)))),
+        Section("Rollouts of the tuned policy", (gallery(_films(config, "tuned")),)),
+        Section("Predicted trace (colour) and the expert's (white)", (gallery(seen), paragraph(_exam_text(exam)))),
+        Section("Along the way: predicted trace and where the hand went", tuple(_strips(config, "tuned")), wide=True),
         Section("Does it look and read?", (paragraph(CONTROLS_TEXT),)),
         Section("All figures", (table(list(told[0]), [list(row.values()) for row in told]),), wide=True),
     ]
@@ -239,6 +286,13 @@ def _training_text(config: QuickstartConfig, training: TrainResult) -> str:
     return (
         f"A LoRA of rank {config.lora_rank} on the language model, {training.steps} steps of {config.batch_size} rows, "
         f"{training.samples_per_second:.0f} rows per second. Lower is better; each line is one part of the answer."
+    )
+
+
+def _exam_text(exam: TraceExam) -> str:
+    return (
+        f"Median error {exam.median_error_px:.1f} pixels of the image over {exam.scenes} fresh scenes, each from its "
+        "first image alone; one pixel is about one centimetre on the table."
     )
 
 
