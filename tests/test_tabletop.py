@@ -247,7 +247,10 @@ def test_without_opengl_physics_still_works(monkeypatch: pytest.MonkeyPatch) -> 
         sim.render()
 
 
-@pytest.mark.parametrize(("egl", "osmesa", "chosen"), [(True, True, "egl"), (False, True, "osmesa"), (False, False, None)])
+CHOICES = [(True, True, "egl"), (False, True, "osmesa"), (False, False, None)]
+
+
+@pytest.mark.parametrize(("egl", "osmesa", "chosen"), CHOICES)
 def test_choice_of_opengl(egl: bool, osmesa: bool, chosen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
@@ -331,7 +334,10 @@ def test_resets_follow_their_options() -> None:
     env.close()
 
 
-@pytest.mark.parametrize("options", [{"variation": 30}, {"variation": -1}, {"variations": 1}, {"arm_noise": float("nan")}])
+WRONG_OPTIONS = [{"variation": 30}, {"variation": -1}, {"variations": 1}, {"arm_noise": float("nan")}]
+
+
+@pytest.mark.parametrize("options", WRONG_OPTIONS)
 def test_wrong_reset_options_are_refused(options: dict[str, float]) -> None:
     env = gymnasium.make("llarva/push_buttons-v0")
     with pytest.raises(LlarvaError):

@@ -56,11 +56,16 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.workers < 1 or self.episodes_per_shard < 1 or self.kicks < 0:
-            raise DemoError(f"episodes, workers and episodes_per_shard must be at least 1, kicks at least 0, got {self}.")
+            raise DemoError(
+                f"episodes, workers and episodes_per_shard must be at least 1, kicks at least 0, got {self}."
+            )
         if self.frames_per_episode is not None and self.frames_per_episode < 1:
             raise DemoError(f"frames_per_episode must be at least 1 or None, got {self.frames_per_episode}.")
+        if self.seed < 0 or not 0 <= self.arm_noise < 1 or not 0 <= self.kick_speed < 10 or not 1 <= self.image_size <= 1024:
+            raise DemoError("seed must be at least 0, arm_noise below 1 rad, kick_speed below 10 rad/s (none negative), "
+                            f"and image_size 1 to 1024 pixels, got {self}.")  # fmt: skip
         count = get_task(self.task).variation_count
-        if self.variations is not None and not set(self.variations) <= set(range(count)):
+        if self.variations is not None and not (self.variations and set(self.variations) <= set(range(count))):
             raise DemoError(f"{self.task} has variations 0 to {count - 1}, got {self.variations}.")
 
     def identity(self) -> dict[str, Any]:
@@ -196,9 +201,17 @@ def claim(config: DemoConfig) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     wanted = json.loads(json.dumps(config.identity()))
     note = out / "demos.json"
-    if note.exists() and json.loads(note.read_text()) != wanted:
-        raise DemoError(f"{out} holds demonstrations with other parameters: {note.read_text()}. Choose another folder.")
-    note.write_text(json.dumps(wanted))
+    if note.exists():
+        try:
+            held = json.loads(note.read_text())
+        except ValueError as error:
+            raise DemoError(f"{note} is damaged: {error}. Delete the folder or choose another one.") from error
+        if held != wanted:
+            raise DemoError(f"{out} holds demonstrations with other parameters: {held}. Choose another folder.")
+        return out
+    hidden = note.with_name(".demos.json.tmp")
+    hidden.write_text(json.dumps(wanted))
+    hidden.replace(note)
     return out
 
 
@@ -217,7 +230,7 @@ def record_demos(config: DemoConfig) -> DemoSummary:
         with tqdm(total=config.episodes, initial=done, desc=config.task, unit="episode") as bar:
             for recorded in run_blocks(missing, config.workers):
                 bar.update(recorded)
-        for _, start, _, folder in todo:
+        for _, _, _, folder in todo:
             failed += int(json.loads((Path(folder) / "failed.json").read_text()))
             for episode in EpisodeStore(folder):
                 if int(episode.episode_id.rsplit("-", 1)[1]) >= written:

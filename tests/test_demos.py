@@ -1,0 +1,166 @@
+"""Demonstrations: honest pictures, the same bytes for any number of workers, exact resumption."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+import llarva.tabletop.env  # noqa: F401  (registers the tasks)
+from llarva.episodes.records import Episode, actions_in, check_episode, decode_image, decode_mask
+from llarva.episodes.store import EpisodeStore, verify_store
+from llarva.errors import LlarvaError
+from llarva.tabletop.demos import DemoConfig, DemoError, record_demos, record_episode
+from llarva.tabletop.simulation import Simulation
+from llarva.tabletop.tasks.registry import TASKS, get_task
+
+
+def config(task: str = "push_buttons", out: str | Path = "", **changes: object) -> DemoConfig:
+    return dataclasses.replace(DemoConfig(task, 4, str(out), frames_per_episode=3, episodes_per_shard=2), **changes)
+
+
+@cache
+def simulation(task: str) -> Simulation:
+    return Simulation(get_task(task))
+
+
+def record(chosen: DemoConfig, index: int) -> Episode:
+    episode = record_episode(simulation(chosen.task), chosen, index)
+    assert episode is not None
+    return episode
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_episodes_keep_the_rules_and_their_frames(task: str) -> None:
+    for index in range(2):
+        episode = record(config(task), index)
+        check_episode(episode)
+        kept = [t for t, step in enumerate(episode.steps) if step.image]
+        assert kept[0] == 0 and len(kept) == 3 and kept[-1] < len(episode.steps) - 1
+        for t, step in enumerate(episode.steps):
+            assert (step.segmentation is None) == (step.image is None) == (not step.object_points)
+            assert step.timestamp == pytest.approx(t / 20)
+        labels = decode_mask(episode.steps[0].segmentation)
+        assert labels.shape == (32, 32) and labels.max() <= len(episode.object_names)
+        assert set(episode.steps[0].object_points) <= set(episode.object_names)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_pictures_and_states_are_those_of_the_environment(task: str) -> None:
+    """The environment, given the recorded actions, shows the recorded pictures: none of them knows the future."""
+    chosen = config(task, kicks=0, frames_per_episode=5)
+    episode = record(chosen, 0)
+    env = gymnasium.make(f"llarva/{task}-v0", control_mode="end_effector_delta")
+    options = {"variation": episode.variation, "arm_noise": chosen.arm_noise}
+    observation, info = env.reset(seed=episode.seed, options=options)
+    assert info["instructions"] == episode.instructions
+    terminated = False
+    for step in episode.steps:
+        assert np.array_equal(observation["state"], step.state)
+        assert np.allclose(info["end_effector_position"], step.end_effector_position, atol=1e-6)
+        if step.image:
+            assert np.array_equal(observation["image"], decode_image(step.image))
+        if step.action is not None:
+            assert not terminated
+            observation, _, terminated, _, info = env.step(step.action)
+            assert np.array_equal(info["joint_velocity_command"], step.joint_velocity_command)
+    assert terminated and info["success"]
+    env.close()
+
+
+def test_both_control_modes_can_be_read_from_one_episode() -> None:
+    episode = record(config(kicks=0), 1)
+    velocity = actions_in(episode, "joint_velocity")
+    assert velocity.shape == (len(episode.steps) - 1, 8)
+    env = gymnasium.make("llarva/push_buttons-v0", control_mode="joint_velocity")
+    env.reset(seed=episode.seed, options={"variation": episode.variation, "arm_noise": 0.12})
+    terminated = False
+    for action in velocity:
+        assert not terminated
+        _, _, terminated, _, _ = env.step(action)
+    assert terminated
+    env.close()
+
+
+def test_kicks_start_episodes_elsewhere_and_are_not_recorded() -> None:
+    calm = [record(config(kicks=0, frames_per_episode=1), index) for index in range(6)]
+    kicked = [record(config(kicks=3, frames_per_episode=1), index) for index in range(6)]
+    assert any(not np.array_equal(a.steps[0].state, b.steps[0].state) for a, b in zip(calm, kicked, strict=True))
+    for episode in kicked:
+        jumps = np.abs(np.diff([step.state for step in episode.steps], axis=0))
+        assert jumps.max() < 2.7 / 20
+        assert all(np.linalg.norm(step.action[:3]) < 0.021 for step in episode.steps[:-1])
+
+
+def test_an_index_depends_on_nothing_else() -> None:
+    sim = Simulation(get_task("push_buttons"))
+    for index in (3, 0, 2):
+        record_episode(sim, config(), index)
+    episode, fresh = record_episode(sim, config(), 1), record(config(episodes=99, workers=3, out_dir="x"), 1)
+    assert episode is not None
+    assert [step.image for step in episode.steps] == [step.image for step in fresh.steps]
+    other = record(config(seed=1), 1)
+    assert [step.image for step in other.steps] != [step.image for step in fresh.steps]
+
+
+def test_workers_and_interruptions_leave_the_same_bytes(tmp_path: Path) -> None:
+    alone = record_demos(config(out=tmp_path / "alone"))
+    together = record_demos(config(out=tmp_path / "together", workers=2))
+    grown = record_demos(config(out=tmp_path / "grown", episodes=3))
+    grown = record_demos(config(out=tmp_path / "grown"))
+    files = sorted((alone.store / "data").glob("*.parquet"))
+    assert len(files) == 2 and len(EpisodeStore(alone.store)) == 4
+    for other in (together, grown):
+        for file in files:
+            assert file.read_bytes() == (other.store / "data" / file.name).read_bytes()
+    verify_store(alone.store)
+    before = {path: path.stat().st_mtime_ns for path in (alone.store / "data").iterdir()}
+    record_demos(config(out=tmp_path / "alone"))
+    assert before == {path: path.stat().st_mtime_ns for path in (alone.store / "data").iterdir()}, "done twice"
+
+
+def test_killed_recordings_continue(tmp_path: Path) -> None:
+    chosen = config(out=tmp_path / "killed", episodes=6)
+    code = (
+        "from llarva.tabletop.demos import *\n"
+        f"record_demos(DemoConfig(**{dataclasses.asdict(chosen)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    blocks = tmp_path / "killed" / "blocks"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not any(blocks.glob("*-000002")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    result = record_demos(chosen)
+    whole = record_demos(config(out=tmp_path / "whole", episodes=6))
+    assert EpisodeStore(result.store).fingerprint() == EpisodeStore(whole.store).fingerprint()
+    verify_store(result.store)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    record_demos(config(out=tmp_path, episodes=1))
+    with pytest.raises(DemoError, match="other parameters"):
+        record_demos(config(out=tmp_path, episodes=1, arm_noise=0.0))
+    (tmp_path / "demos.json").write_text(json.dumps({"task": "push_buttons"})[:10])
+    with pytest.raises(DemoError):
+        record_demos(config(out=tmp_path, episodes=1))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"episodes": 0}, {"workers": 0}, {"frames_per_episode": 0}, {"kicks": -1}, {"variations": (30,)},
+     {"variations": ()}, {"task": "push_button"}, {"arm_noise": float("nan")}, {"seed": -1}, {"image_size": 0}],
+    ids=str,
+)  # fmt: skip
+def test_impossible_wishes_are_refused_at_once(changes: dict[str, object]) -> None:
+    with pytest.raises(LlarvaError):
+        config(**changes)
