@@ -101,7 +101,8 @@ class Policy:
         if batch < 1:
             raise PolicyError(f"A policy serves at least one robot, not {batch}.")
         self.batch, self.robot = batch, get_robot(self.format.robot)
-        self.decoder = Decoder(checkpoint, control_mode, with_trace, steps=self.execute, runner=runner)
+        self.decoder = Decoder(checkpoint, control_mode, with_trace, steps=self.execute, runner=runner,
+                               draft=batch == 1)
         self._instructions: list[str | None] = [None] * batch
         self._history: list[deque[np.ndarray]] = [deque(maxlen=self.format.history) for _ in range(batch)]
         self._queue: list[deque[np.ndarray]] = [deque() for _ in range(batch)]
@@ -109,6 +110,8 @@ class Policy:
     def reset(self, instructions: Sequence[str], indices: Sequence[int] | None = None) -> None:
         """Begin episodes: forget the history of the robots at `indices` (default all) and give them `instructions`."""
         rows = self._rows(indices, len(instructions), "instructions")
+        # What was learned about guessing changes the shape of the sums, so an episode must not inherit it.
+        self.decoder.drafter.forget()
         for row, instruction in zip(rows, instructions, strict=True):
             self._instructions[row] = instruction
             self._history[row].clear()

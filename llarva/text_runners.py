@@ -30,8 +30,12 @@ class TextRunner(Protocol):
     def start(self, batch: int, capacity: int) -> None:
         """Empty the cache and make room for `capacity` slots in each of `batch` rows; more are added when needed."""
 
-    def feed(self, embeddings: Tensor, valid: Tensor | None) -> Tensor:
-        """Logits float [B, V] after the block `embeddings` [B, q, h]; `valid` bool [B, q], None where all are."""
+    def feed(self, embeddings: Tensor, valid: Tensor | None, last: int = 1) -> Tensor:
+        """Logits float [B, last, V] after each of the `last` entries of the block `embeddings` [B, q, h]; `valid` is
+        bool [B, q], None where all are."""
+
+    def rewind(self, count: int) -> None:
+        """Forget the newest `count` slots; all their entries must have been valid."""
 
 # %% ../nbs/09a_text_runners.ipynb #1ab0a709
 class _Slots:
@@ -58,6 +62,12 @@ class _Slots:
             self.next_position = self.next_position + valid.sum(1, keepdim=True)
             self.holes = True
         return first, positions
+
+    def rewind(self, count: int) -> None:
+        """Forget the newest `count` slots of every row."""
+        self.filled -= count
+        self.valid[:, self.filled :] = False
+        self.next_position = self.next_position - count
 
     def attention(self, first: int) -> Tensor | None:
         """What each query of the newest block may see: bool [B, 1, q, filled]; None when everything before it."""
@@ -164,8 +174,11 @@ class LeanLlama:
     def _norm(self, x: Tensor) -> Tensor:
         return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.floor)
 
+    def rewind(self, count: int) -> None:
+        self.slots.rewind(count)
+
     @torch.inference_mode()
-    def feed(self, embeddings: Tensor, valid: Tensor | None) -> Tensor:
+    def feed(self, embeddings: Tensor, valid: Tensor | None, last: int = 1) -> Tensor:
         batch, width, hidden = embeddings.shape
         first, positions = self.slots.add(valid, width)
         if self.slots.filled > self.keys.shape[3]:
@@ -173,7 +186,6 @@ class LeanLlama:
         mask = self.slots.attention(first)
         cos, sin = self.cos[positions].unsqueeze(2), self.sin[positions].unsqueeze(2)
         x = embeddings.reshape(batch * width, hidden)
-        last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             qkv = _linear(self._norm(x), layer.qkv, layer.qkv_bias).view(batch, width, -1, self.head_width)
             turned = qkv[:, :, : self.heads + self.groups]
@@ -182,14 +194,14 @@ class LeanLlama:
             keys[:, :, first : first + width] = turned[:, :, self.heads :].transpose(1, 2)
             values[:, :, first : first + width] = qkv[:, :, self.heads + self.groups :].transpose(1, 2)
             queries = turned[:, :, : self.heads]
-            if number == last and width > 1:
-                queries, x = queries[:, -1:], x.view(batch, width, hidden)[:, -1]
-                mask = None if mask is None else mask[:, :, -1:]
+            if number == len(self.layers) - 1 and width > last:
+                queries, x = queries[:, -last:], x.view(batch, width, hidden)[:, -last:].reshape(-1, hidden)
+                mask = None if mask is None else mask[:, :, -last:]
             seen = attend(queries, keys[:, :, : first + width], values[:, :, : first + width], mask)
             x = _residual(x, seen, layer.out, layer.out_bias)
             gate, up = _linear(self._norm(x), layer.gate_up, layer.gate_up_bias).chunk(2, -1)
             x = _residual(x, self.act(gate) * up, layer.down, layer.down_bias)
-        return _linear(self._norm(x), self.head, self.head_bias)
+        return _linear(self._norm(x), self.head, self.head_bias).view(batch, last, -1)
 
 # %% ../nbs/09a_text_runners.ipynb #801164d1
 LEAN_PARAMETERS = 500_000_000  # fused weights are a copy; a large model spends its time in the products anyway
@@ -208,7 +220,7 @@ def lean_obstacle(model: nn.Module) -> str | None:
     kinds = {p.dtype for p in model.parameters()}
     if kinds != {torch.float32}:
         # In half precision the fused products round elsewhere than the library's, and tokens could differ.
-        return f"its weights are {', '.join(sorted(map(str, kinds)))}; only in torch.float32 are its tokens the library's"
+        return f"its weights are {', '.join(sorted(map(str, kinds)))}, and tokens are equal in torch.float32 only"
     return None
 
 # %% ../nbs/09a_text_runners.ipynb #81c67581
@@ -224,8 +236,13 @@ class LibraryRunner:
         self.slots = _Slots(batch, capacity, next(self.model.parameters()).device)
         self.cache = DynamicCache()
 
+    def rewind(self, count: int) -> None:
+        self.slots.rewind(count)
+        if count:
+            self.cache.crop(-count)
+
     @torch.inference_mode()
-    def feed(self, embeddings: Tensor, valid: Tensor | None) -> Tensor:
+    def feed(self, embeddings: Tensor, valid: Tensor | None, last: int = 1) -> Tensor:
         _, positions = self.slots.add(valid, embeddings.shape[1])
         output = self.model(
             inputs_embeds=embeddings,
@@ -234,7 +251,7 @@ class LibraryRunner:
             past_key_values=self.cache,
             use_cache=True,
         )
-        return self.head(output.last_hidden_state[:, -1])
+        return self.head(output.last_hidden_state[:, -last:])
 
 # %% ../nbs/09a_text_runners.ipynb #9b4f4005
 RUNNERS = ("auto", "lean", "library")

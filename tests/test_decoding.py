@@ -136,6 +136,57 @@ def test_adapters_are_merged_into_a_copy(bins: Checkpoint) -> None:
     assert expected != Decoder(bins, MODE).generate(images, prompts).token_ids
 
 
+@pytest.mark.parametrize("runner", ["lean", "library"])
+def test_guessing_ahead_changes_no_token(bins: Checkpoint, runner: str) -> None:
+    images, prompts = ask(bins.format, 2)
+    plain = Decoder(bins, MODE, runner=runner, draft=False).generate(images, prompts)
+    decoder = Decoder(bins, MODE, runner=runner)
+    for row, truth in enumerate(plain.token_ids):
+        for spoil in (1000, 0, 1, 3):  # every guess right, or wrong from this place on
+            decoder.drafter.guess = (  # type: ignore[method-assign]
+                lambda answer, state, truth=truth, spoil=spoil: oracle(decoder, truth, answer, state, spoil)
+            )
+            got = decoder.generate(images[[row]], [prompts[row]])
+            assert got.token_ids == [truth]
+            assert (got.forwards < plain.forwards) == (spoil > 0)
+
+
+def oracle(
+    decoder: Decoder, truth: list[int], answer: list[int], state: int, spoil: int
+) -> tuple[list[int], list[int]]:
+    guess, states = [], [state]
+    for place, token in enumerate(truth[len(answer) : len(answer) + 6]):
+        legal = decoder.grammar.allowed(states[-1])
+        token = int(legal[(int(np.searchsorted(legal, token)) + (place >= spoil)) % len(legal)])
+        if token == decoder.grammar.end_id:
+            break
+        guess.append(token)
+        states.append(decoder.grammar.advance(states[-1], token))
+    return guess, states
+
+
+def test_guesses_are_learned_from_what_repeats(bins: Checkpoint) -> None:
+    drafter = Decoder(bins, MODE).drafter
+    grammar = drafter.grammar
+    run, state = grammar.forced_run(grammar.start)
+    assert drafter.guess(run, state) == ([], [state])
+    answer = list(run)
+    while state != grammar.end:
+        token = int(grammar.allowed(state)[0])
+        answer.append(token)
+        state = grammar.advance(state, token)
+    drafter.learn(answer)
+    drafter.learn(answer)
+    place = len(answer) - 9
+    state = grammar.start
+    for token in answer[:place]:
+        state = grammar.advance(state, token)
+    guess, states = drafter.guess(answer[:place], state)
+    assert guess == answer[place : place + len(guess)] and len(guess) >= 6 and len(states) == len(guess) + 1
+    drafter.forget()
+    assert drafter.guess(answer[:place], state)[0] == []
+
+
 def test_equal_images_are_looked_at_once(bins: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, looked = Decoder(bins, MODE), []
     real = decoder.model.get_image_features
@@ -193,7 +244,7 @@ def test_lean_llama_equals_the_library(groups: int, bias: bool, act: str) -> Non
             if first == 0:
                 runner.start(3, 4)
             results.append(runner.feed(tokens[:, first:last], valid[:, first:last]))
-        assert torch.allclose(*results, rtol=1e-3, atol=1e-4)
+        assert results[0].shape == (3, 1, 40) and torch.allclose(*results, rtol=1e-3, atol=1e-4)
 
 
 def test_other_text_models_take_the_library() -> None:
