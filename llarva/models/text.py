@@ -70,7 +70,8 @@ def pixel_values(images: np.ndarray, processor: LlavaProcessor) -> torch.Tensor:
     size = processor.image_processor.crop_size
     if images.ndim != 4 or images.shape[1:] != (size["height"], size["width"], 3) or images.dtype != np.uint8:
         raise LlarvaError(
-            f"Images are {images.dtype} {images.shape}; the model reads uint8 [B, {size['height']}, {size['width']}, 3]."
+            f"Images are {images.dtype} {images.shape}; "
+            f"the model reads uint8 [B, {size['height']}, {size['width']}, 3]."
         )
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255.0
     mean = torch.tensor(processor.image_processor.image_mean).view(1, 3, 1, 1)

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -106,6 +113,10 @@ class TinyLlava(LlavaForConditionalGeneration):
             module.position_ids.copy_(torch.arange(module.num_positions)[None])
             return
         super()._init_weights(module)
+
+# %% ../../nbs/07_models.tiny.ipynb #0682d72d
+AutoConfig.register(TinyLlavaConfig.model_type, TinyLlavaConfig, exist_ok=True)
+AutoModelForImageTextToText.register(TinyLlavaConfig, TinyLlava, exist_ok=True)
 
 # %% ../../nbs/07_models.tiny.ipynb #118b813a
 @dataclass(frozen=True)

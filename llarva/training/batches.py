@@ -32,8 +32,8 @@ class TrainingError(LlarvaError):
 class Sampling:
     """How rows are drawn and what is asked about them.
 
-    `first_frame_share` of every batch shows the first frame of an episode, where the history tells nothing and the image
-    everything. `task_weights` balances tasks (default: equal); `points` pointing turns join each row.
+    `first_frame_share` of every batch shows the first frame of an episode, where the history tells nothing and the
+    image everything. `task_weights` balances tasks (default: equal); `points` pointing turns join each row.
     """
 
     batch_size: int = 64
@@ -74,7 +74,7 @@ class RowSampler:
         self.sampling, self.seed = sampling, seed
         task_column, first = np.asarray(tasks), np.asarray(steps) == 0
         self.tasks = sorted(set(tasks))
-        weights = sampling.task_weights or {task: 1.0 for task in self.tasks}
+        weights = sampling.task_weights or dict.fromkeys(self.tasks, 1.0)
         for task in weights:
             if task not in self.tasks:
                 raise TrainingError(unknown_choice("task in task_weights", task, self.tasks))
@@ -92,7 +92,10 @@ class RowSampler:
         chosen = generator.choice(len(self.tasks), size=size, p=self.share)
         wants_first = generator.random(size) < self.sampling.first_frame_share
         position = generator.random(size)
-        pools = [self.first[t] if f and len(self.first[t]) else self.rows[t] for t, f in zip(chosen, wants_first)]
+        pools = [
+            self.first[task] if begin and len(self.first[task]) else self.rows[task]
+            for task, begin in zip(chosen, wants_first, strict=True)
+        ]
         return np.array([pool[int(p * len(pool))] for pool, p in zip(pools, position, strict=True)])
 
 # %% ../../nbs/08a_training.batches.ipynb #ea95c0b4
@@ -110,7 +113,12 @@ class BatchMaker:
     """Turns row indices into a `Batch`; everything random comes from the generator that is passed in."""
 
     def __init__(
-        self, rows: datasets.Dataset, format: InstructionFormat, processor: LlavaProcessor, names: Sequence[str], cells: int
+        self,
+        rows: datasets.Dataset,
+        format: InstructionFormat,
+        processor: LlavaProcessor,
+        names: Sequence[str],
+        cells: int,
     ) -> None:
         self.rows, self.format, self.processor, self.cells = rows, format, processor, cells
         self.name_class = {name: index + 1 for index, name in enumerate(names)}
@@ -126,7 +134,8 @@ class BatchMaker:
         chosen = generator.permutation(len(marks))[:count]
         kinds = (POINT_NUMBER, POINT_NUMBER) if self.numbers else ()
         return [
-            Turn("\n" + self.format.point_prompt(marks[i][0]), self.format.point_answer(marks[i][1]), kinds) for i in chosen
+            Turn("\n" + self.format.point_prompt(name), self.format.point_answer(point), kinds)
+            for name, point in (marks[i] for i in chosen)
         ]
 
     def turns(
@@ -151,11 +160,14 @@ class BatchMaker:
             return np.full((self.cells, self.cells), -100, dtype=np.int64)
         marked = decode_mask(row["segmentation"])
         if marked.shape != (self.cells, self.cells):
-            raise TrainingError(f"Row {row['id']} has a segmentation of {marked.shape}, expected {(self.cells, self.cells)}.")
+            wanted = (self.cells, self.cells)
+            raise TrainingError(f"Row {row['id']} has a segmentation of {marked.shape}, expected {wanted}.")
         table = np.array([0, *[self.name_class.get(name, 0) for name in row["object_names"]]], dtype=np.int64)
         return table[marked]
 
-    def make(self, indices: Sequence[int], points: int, instruct: bool, generators: Sequence[np.random.Generator]) -> Batch:
+    def make(
+        self, indices: Sequence[int], points: int, instruct: bool, generators: Sequence[np.random.Generator]
+    ) -> Batch:
         """The batch of some rows; one generator for each row."""
         rows = [self.rows[int(index)] for index in indices]
         encoded = [

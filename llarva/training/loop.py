@@ -76,7 +76,8 @@ class TrainConfig:
         if self.precision not in ("no", "bf16"):
             raise TrainingError(f"Unknown precision {self.precision!r}. Valid choices: no, bf16.")
         if self.sampling.batch_size % self.processes:
-            raise TrainingError(f"{self.processes} processes cannot share a batch of {self.sampling.batch_size} evenly.")
+            size = self.sampling.batch_size
+            raise TrainingError(f"{self.processes} processes cannot share a batch of {size} evenly.")
 
     def identity(self) -> str:
         """A hash of what determines the result (not of how often to log, nor of where to write)."""
@@ -108,7 +109,12 @@ class TrainingModule(nn.Module):
     """The model and the training-only dense head; calling it gives the parts of the loss."""
 
     def __init__(
-        self, model: LlavaForConditionalGeneration | PeftModel, numbers: range, weights: LossWeights, names: int, cells: int
+        self,
+        model: LlavaForConditionalGeneration | PeftModel,
+        numbers: range,
+        weights: LossWeights,
+        names: int,
+        cells: int,
     ) -> None:
         super().__init__()
         self.model, self.numbers, self.weights = model, numbers, weights
@@ -149,8 +155,8 @@ def start_model(
         base = load_checkpoint(config.base)
         if base.format != format:
             raise TrainingError(
-                f"The rows {config.rows} were written for another instruction format than the checkpoint {config.base}. "
-                "Label them again with the checkpoint's format."
+                f"The rows {config.rows} were written for another instruction format than the checkpoint "
+                f"{config.base}. Label them again with the checkpoint's format."
             )
         model = base.model if config.lora is None else add_lora(base.model, config.lora, config.seed)
         return model, base.processor, format

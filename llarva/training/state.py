@@ -66,7 +66,8 @@ def load_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, 
             metadata = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
-        raise TrainingError(f"The training state {path} is damaged: {error}. Delete it to go on from an older one.") from error
+        message = f"The training state {path} is damaged: {error}. Delete it to go on from an older one."
+        raise TrainingError(message) from error
     if metadata.get("parameters") != parameters:
         raise TrainingError(
             f"{path} belongs to a training with other parameters ({metadata.get('parameters')}, now {parameters}). "

@@ -93,7 +93,7 @@ class Task(ABC):
 def sample_places(
     rng: np.random.Generator, count: int, lower: tuple[float, float], upper: tuple[float, float], gap: float
 ) -> NDArray[np.float64]:
-    """Table positions [count, 2] in a rectangle, at least `gap` metres apart; raises `LlarvaError` when they do not fit."""
+    """Table positions [count, 2] in a rectangle, `gap` metres apart or more; `LlarvaError` when they do not fit."""
     for _ in range(2000):
         places = rng.uniform(lower, upper, (count, 2))
         apart = np.linalg.norm(places[:, None] - places[None], axis=-1) + np.eye(count) * 9
