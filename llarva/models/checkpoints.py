@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from .. import __version__
@@ -116,7 +117,7 @@ def load_model(folder: Path) -> LlavaForConditionalGeneration:
             return TinyLlava.from_pretrained(folder, attn_implementation="eager", use_safetensors=True)
         if kind == LlavaConfig.model_type:
             return LlavaForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     choices = [TinyLlavaConfig.model_type, LlavaConfig.model_type]
     raise CheckpointError(f"{folder} holds a model of type {kind!r}. Valid choices: {', '.join(choices)}.")
