@@ -5,6 +5,7 @@ Usage: python tools/execute.py [notebook …]     (default: every numbered noteb
 Cells marked `#| eval: false` keep the outputs they have. Widget state is never saved: one explorer's is 5 MB.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,9 @@ class Client(NotebookClient):
         return await super().async_execute_cell(cell, cell_index, **options)
 
 
-def execute(path: Path) -> None:
+def execute(path: Path) -> bool:
+    """Run one notebook and save it, unless it was edited meanwhile; its time of change is kept (see tidy.py)."""
+    before = path.stat()
     notebook = nbformat.read(path, as_version=4)
     client = Client(
         notebook,
@@ -36,12 +39,16 @@ def execute(path: Path) -> None:
     )
     client.execute()
     notebook.metadata.pop("widgets", None)
+    if path.stat().st_mtime_ns != before.st_mtime_ns:
+        return False
     nbformat.write(notebook, path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return True
 
 
 if __name__ == "__main__":
     paths = [Path(name) for name in sys.argv[1:]] or sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
     for path in paths:
         started = time.monotonic()
-        execute(path)
-        print(f"{path.name}: {time.monotonic() - started:.0f} s, {path.stat().st_size / 1000:.0f} kB", flush=True)
+        what = f"{path.stat().st_size / 1000:.0f} kB" if execute(path) else "edited meanwhile, not saved"
+        print(f"{path.name}: {time.monotonic() - started:.0f} s, {what}", flush=True)
