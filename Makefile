@@ -26,7 +26,7 @@ run: .venv/.installed-run .venv/.gl  ## demonstrations, traces, training and clo
 	@$(ENV) python -m llarva.runs quickstart -p out_dir $(RUN_DIR)
 
 test: .venv/.installed-dev .venv/.gl .venv/.browser  ## every check: style, types, notebooks, tests
-	@$(ENV) ruff check .
+	@$(ENV) ruff check --output-format concise .
 	@$(ENV) mypy llarva
 	@$(ENV) nbdev_test --n_workers 0 --timing
 	@$(ENV) python -m pytest -q

@@ -27,7 +27,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="The Python package
 CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="No Chromium on this machine; install the package `chromium`."),
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(480),
 ]
 NOTEBOOK = Path(__file__).parent.parent / "nbs" / "explore" / "traces.ipynb"
 SIZE = 96
@@ -90,7 +90,8 @@ def lab(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     server = subprocess.Popen(command, env=os.environ | folders, stdout=log, stderr=log, cwd=workplace)
     try:
         wait_for(f"http://127.0.0.1:{port}/api", server, home / "log.txt")
-        yield f"http://127.0.0.1:{port}/doc/tree/traces.ipynb?token={token}&reset"
+        start_kernel(f"http://127.0.0.1:{port}", token)
+        yield f"http://127.0.0.1:{port}/doc/tree/traces.ipynb?token={token}"
     finally:
         server.terminate()
         try:
@@ -99,6 +100,15 @@ def lab(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
             server.kill()
             server.wait()
         log.close()
+
+
+def start_kernel(server: str, token: str) -> None:
+    """Start the notebook's kernel ahead: a page that starts it itself may run cells before it has settled on one."""
+    session = {"path": "traces.ipynb", "name": "traces.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
+    headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server}/api/sessions", json.dumps(session).encode(), headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 201
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
@@ -112,28 +122,20 @@ def wait_for(address: str, server: subprocess.Popen[bytes], log: Path, seconds: 
     pytest.fail(f"JupyterLab did not answer at {address}:\n{log.read_text()[-2000:]}")
 
 
-SOURCE = "() => document.querySelector('.js-plotly-plot').data[0].source"
-PAST = "() => document.querySelector('.js-plotly-plot').data[1].x.length"
+SOURCE = "() => document.querySelector('.js-plotly-plot').data[0]?.source"
+PAST = "() => document.querySelector('.js-plotly-plot').data[1]?.x?.length"
 
 
 def run_all(page: sync_api.Page) -> None:
-    """Run all cells; asked before the kernel is ready, JupyterLab may lose the command or ask for a kernel instead."""
-    prompts = "[...document.querySelectorAll('.jp-Notebook .jp-InputPrompt')]"
-    started = f"() => {prompts}.some(prompt => /[*0-9]/.test(prompt.textContent))"
-    for _ in range(4):
-        idle = '.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]'
-        page.wait_for_selector(idle, state="attached")
-        dialog = page.locator(".jp-Dialog .jp-mod-accept")
-        if dialog.count():
-            dialog.first.click()
-            continue
-        page.click('.lm-MenuBar-itemLabel:text-is("Run")')
-        page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-        try:
-            page.wait_for_function(started, timeout=8_000)
-        except sync_api.TimeoutError:
-            continue
-        return
+    """Run all cells once the notebook holds its kernel; before that, each cell would be given a kernel of its own.
+
+    The execution indicator says "idle" from the start, so the toolbar's and the status bar's words are waited for.
+    """
+    page.wait_for_selector('.jp-NotebookPanel-toolbar .jp-KernelName:has-text("Python 3")')
+    page.wait_for_selector('#jp-main-statusbar :text("| Idle")')
+    page.wait_for_selector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]', state="attached")
+    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
+    page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
 
 
 def test_slider_moves_the_picture(lab: str, tmp_path: Path) -> None:
@@ -143,13 +145,13 @@ def test_slider_moves_the_picture(lab: str, tmp_path: Path) -> None:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
         browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
         page = browser.new_page(viewport={"width": 1320, "height": 1400})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(90_000)
         page.on("request", lambda r: foreign.append(r.url) if is_foreign(r.url) else None)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(lab)
         run_all(page)
         try:
-            page.wait_for_selector(".llarva-explorer .js-plotly-plot .imagelayer image")
+            page.wait_for_selector(".llarva-explorer .js-plotly-plot .imagelayer image", timeout=240_000)
         except sync_api.TimeoutError:
             page.screenshot(path=shots / "failure.png")
             output = page.locator(".jp-Notebook .jp-OutputArea").all_inner_texts()
@@ -161,8 +163,8 @@ def test_slider_moves_the_picture(lab: str, tmp_path: Path) -> None:
         slider.focus()
         for _ in range(12):
             slider.press("ArrowRight")
-        page.wait_for_function("document.querySelector('.js-plotly-plot').data[1].x.length == 13")
-        page.wait_for_function("document.querySelectorAll('.js-plotly-plot')[1].layout.shapes[0].x0 == 0.6")
+        page.wait_for_function("document.querySelector('.js-plotly-plot').data[1]?.x?.length == 13")
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot')[1].layout.shapes?.[0]?.x0 == 0.6")
         assert page.evaluate(SOURCE) != before
         page.wait_for_timeout(300)
         assert page.locator(".js-plotly-plot").first.screenshot() != picture
@@ -173,7 +175,7 @@ def test_slider_moves_the_picture(lab: str, tmp_path: Path) -> None:
 
         # The second episode keeps every fifth frame.
         page.locator(".llarva-explorer select").nth(1).select_option(index=1)
-        page.wait_for_function("document.querySelector('.js-plotly-plot').data[1].x.length == 1")
+        page.wait_for_function("document.querySelector('.js-plotly-plot').data[1]?.x?.length == 1")
         slider.focus()
         for _ in range(7):
             slider.press("ArrowRight")
@@ -184,7 +186,7 @@ def test_slider_moves_the_picture(lab: str, tmp_path: Path) -> None:
         page.wait_for_selector("text=20 steps")
         page.wait_for_function("document.querySelectorAll('.llarva-explorer .js-plotly-plot').length == 2")
         page.locator(".llarva-explorer button.fa-play, .llarva-explorer .widget-play button").first.click()
-        page.wait_for_function("document.querySelector('.js-plotly-plot').data[1].x.length == 20")
+        page.wait_for_function("document.querySelector('.js-plotly-plot').data[1]?.x?.length == 20")
         page.locator(".llarva-explorer").screenshot(path=shots / "explorer_rlbench.png")
 
         problems = page.locator('.jp-OutputArea-output[data-mime-type$="stderr"]').all_inner_texts()

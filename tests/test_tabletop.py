@@ -1,6 +1,7 @@
 """Simulation and environments: exactness, hostile input, cameras, control modes."""
 
 import hashlib
+import os
 import pickle
 import subprocess
 import sys
@@ -261,6 +262,19 @@ def test_choice_of_opengl(egl: bool, osmesa: bool, chosen: str | None, monkeypat
     assert gl.choose_backend() == "glfw", "a person's own choice is kept"
 
 
+DRAW = "from llarva.tabletop.simulation import Simulation\nfrom llarva.tabletop.tasks.registry import get_task\n"
+DRAW += "Simulation(get_task('push_buttons')).render()"
+
+
+@pytest.mark.parametrize(("first", "backend", "fails"), [("import mujoco", "", ""), ("", "glfw", "Unset MUJOCO_GL")])
+def test_the_order_of_imports_and_a_bad_choice(first: str, backend: str, fails: str) -> None:
+    """Importing mujoco first does no harm; a backend that cannot draw is named in an error of ours."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY")}
+    environment |= {"MUJOCO_GL": backend} if backend else {}
+    done = subprocess.run([sys.executable, "-c", f"{first}\n{DRAW}"], capture_output=True, text=True, env=environment)
+    assert (done.returncode != 0) == bool(fails) and fails in done.stderr
+
+
 # ---------------------------------------------------------------- push_buttons
 
 
@@ -350,6 +364,8 @@ def test_wrong_names_are_refused() -> None:
         llarva.tabletop.env.TabletopEnv("push_button")
     with pytest.raises(LlarvaError, match="end_effector_delta"):
         gymnasium.make("llarva/push_buttons-v0", control_mode="telepathy")
+    with pytest.raises(LlarvaError, match="image_size"):
+        gymnasium.make("llarva/push_buttons-v0", image_size=0)
     with pytest.raises(LlarvaError, match="max_steps"):
         gymnasium.make("llarva/push_buttons-v0", max_steps=0)
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..cameras import project
 from ..errors import unknown_choice

@@ -58,7 +58,8 @@ _VARIATION, _EPISODE = re.compile(r"variation(\d+)|all_variations"), re.compile(
 
 
 def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
-    found = [(match, child) for child in folder.iterdir() if (match := pattern.fullmatch(child.name)) and child.is_dir()]
+    children = [child for child in folder.iterdir() if child.is_dir()]
+    found = [(match, child) for child in children if (match := pattern.fullmatch(child.name))]
     return [child for match, child in sorted(found, key=lambda item: (int(item[0][1] or -1), item[1].name))]
 
 
@@ -174,7 +175,9 @@ def _opening(fields: Mapping[str, Any], gripper_open: float) -> float:
     return float(np.clip(np.float32(fingers.mean() / FINGER_TRAVEL), 0.0, 1.0))
 
 # %% ../../nbs/04a_sources.rlbench.ipynb #e720b712
-def _steps(path: Path, observations: Sequence[Mapping[str, Any]], images: Sequence[bytes], camera: str) -> tuple[Step, ...]:
+def _steps(
+    path: Path, observations: Sequence[Mapping[str, Any]], images: Sequence[bytes], camera: str
+) -> tuple[Step, ...]:
     velocities = [_vector(path, i, fields, "joint_velocities", 7) for i, fields in enumerate(observations)]
     grippers = [_gripper(path, i, fields) for i, fields in enumerate(observations)]
     steps = []

@@ -91,7 +91,7 @@ def _observation(episode: Episode, index: int) -> Instance:
     if index:
         before = episode.steps[index - 1]
         if before.action is None or before.joint_velocity_command is None:
-            raise SourceError(f"Episode {episode.episode_id}: step {index - 1} has no action or no joint velocity command.")
+            raise SourceError(f"Episode {episode.episode_id}: step {index - 1} lacks action or joint velocity command.")
         velocities, flag = np.asarray(before.joint_velocity_command, np.float64), float(before.action[-1] > 0.5)
     if step.end_effector_position is None or step.end_effector_quaternion_xyzw is None:
         raise SourceError(f"Episode {episode.episode_id}: step {index} has no end-effector pose.")
@@ -152,7 +152,8 @@ def write_episode(episode: Episode, root: str | Path, *, layout: str = "stock") 
     if episode.success is False:
         raise SourceError(f"Episode {episode.episode_id} did not succeed; RLBench's layout holds successes only.")
     demo, images = dump_pickle(_demo(episode, layout)), [_png(episode, index) for index in range(len(episode.steps))]
-    variation = Path(root) / episode.task / ("all_variations" if layout == "peract" else f"variation{episode.variation}")
+    name = "all_variations" if layout == "peract" else f"variation{episode.variation}"
+    variation = Path(root) / episode.task / name
     episodes = variation / "episodes"
     episodes.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(p.name[7:]) for p in episodes.glob("episode*") if p.name[7:].isdigit()), default=-1)

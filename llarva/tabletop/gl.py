@@ -7,7 +7,9 @@ __all__ = ['MISSING_GL', 'BACKEND', 'RenderError', 'has_egl', 'has_osmesa', 'cho
 
 # %% ../../nbs/11_tabletop.gl.ipynb #58793cad
 import ctypes
+import importlib
 import os
+import sys
 
 from ..errors import LlarvaError
 
@@ -59,6 +61,9 @@ def choose_backend() -> str | None:
     if backend:
         os.environ["MUJOCO_GL"] = backend
         os.environ.setdefault("PYOPENGL_PLATFORM", backend)
+        for name in ("mujoco.rendering.classic.gl_context", "mujoco.gl_context"):
+            if name in sys.modules:  # somebody imported mujoco first, and it has chosen a window system already
+                importlib.reload(sys.modules[name])
     return backend
 
 

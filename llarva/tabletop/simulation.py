@@ -70,6 +70,8 @@ class Simulation:
     """A task's scene with the Panda; positions in the world frame, metres and radians."""
 
     def __init__(self, task: Task, image_size: int = 128) -> None:
+        if not 1 <= image_size <= 1024:
+            raise LlarvaError(f"image_size is 1 to 1024 pixels, got {image_size}.")
         self.task, self.image_size = task, image_size
         spec = base_scene()
         task.build(spec)
@@ -260,7 +262,11 @@ class Simulation:
             raise RenderError(MISSING_GL)
         key = (size, segmentation)
         if key not in self.renderers:
-            self.renderers[key] = mujoco.Renderer(self.model, size, size)
+            try:
+                self.renderers[key] = mujoco.Renderer(self.model, size, size)
+            except (mujoco.FatalError, ImportError, OSError, RuntimeError, AttributeError) as error:
+                hint = "Unset MUJOCO_GL to let it be chosen, or set it to egl or osmesa."
+                raise RenderError(f"MuJoCo cannot draw with MUJOCO_GL={BACKEND!r}: {error}. {hint}") from error
             if len(self.renderers) == 1:
                 # registered after mujoco's own hook, hence run before it: contexts cannot be freed later
                 atexit.register(close_all, self.renderers)
