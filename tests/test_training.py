@@ -272,6 +272,15 @@ def test_interrupted_save_leaves_the_old_checkpoint(
     assert load_checkpoint(folder).info["which"] == "old"
 
 
+def test_saving_replaces_checkpoints_only(trained: Path, tmp_path: Path) -> None:
+    loaded = load_checkpoint(trained)
+    (tmp_path / "notes").write_text("mine")
+    for target in (tmp_path, tmp_path / "notes"):
+        with pytest.raises(CheckpointError, match="not a checkpoint"):
+            save_checkpoint(target, loaded.model, loaded.processor, loaded.format, {})
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
 def test_shipped_checkpoint_is_small_and_whole() -> None:
     folder = pretrained("tabletop")
     assert sum(file.stat().st_size for file in folder.iterdir()) < 30e6

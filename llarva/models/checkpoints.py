@@ -58,6 +58,8 @@ def save_checkpoint(
     if isinstance(model, PeftModel) and not info.get("base"):
         raise CheckpointError("An adapter needs info['base'], the folder of the checkpoint that it adapts.")
     folder = Path(folder)
+    if folder.exists() and not (folder / CARD).is_file():
+        raise CheckpointError(f"{folder} exists and is not a checkpoint; it is left as it is. Choose another folder.")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
