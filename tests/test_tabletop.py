@@ -255,6 +255,7 @@ CHOICES = [(True, True, "egl"), (False, True, "osmesa"), (False, False, None)]
 def test_choice_of_opengl(egl: bool, osmesa: bool, chosen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
+    monkeypatch.setattr(gl.importlib, "reload", lambda module: module)
     monkeypatch.setattr(gl, "has_egl", lambda: egl)
     monkeypatch.setattr(gl, "has_osmesa", lambda: osmesa)
     assert gl.choose_backend() == chosen
