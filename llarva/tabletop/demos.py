@@ -61,9 +61,10 @@ class DemoConfig:
             )
         if self.frames_per_episode is not None and self.frames_per_episode < 1:
             raise DemoError(f"frames_per_episode must be at least 1 or None, got {self.frames_per_episode}.")
-        if self.seed < 0 or not 0 <= self.arm_noise < 1 or not 0 <= self.kick_speed < 10 or not 1 <= self.image_size <= 1024:
-            raise DemoError("seed must be at least 0, arm_noise below 1 rad, kick_speed below 10 rad/s (none negative), "
-                            f"and image_size 1 to 1024 pixels, got {self}.")  # fmt: skip
+        if self.seed < 0 or not 1 <= self.image_size <= 1024:
+            raise DemoError(f"seed must be at least 0 and image_size 1 to 1024 pixels, got {self}.")
+        if not 0 <= self.arm_noise < 1 or not 0 <= self.kick_speed < 10:
+            raise DemoError(f"arm_noise must be 0 to 1 rad and kick_speed 0 to 10 rad/s, got {self}.")
         count = get_task(self.task).variation_count
         if self.variations is not None and not (self.variations and set(self.variations) <= set(range(count))):
             raise DemoError(f"{self.task} has variations 0 to {count - 1}, got {self.variations}.")

@@ -24,7 +24,10 @@ from .tasks.registry import TASKS, get_task
 # %% ../../nbs/11j_tabletop.env.ipynb #2a7d645a
 def action_space(control_mode: str, velocity_limits: ArrayLike) -> Box:
     """Sensible actions of a control mode; the gripper is the last number, open above 0.5."""
-    limits = {"joint_velocity": [*np.asarray(velocity_limits, dtype=float)], "end_effector_delta": [0.05] * 3 + [0.2] * 3}
+    limits = {
+        "joint_velocity": [*np.asarray(velocity_limits, dtype=float)],
+        "end_effector_delta": [0.05] * 3 + [0.2] * 3,
+    }
     if control_mode not in limits:
         raise ActionError(unknown_choice("control mode of the tabletop", control_mode, limits))
     high = np.array([*limits[control_mode], 1.0], dtype=np.float32)

@@ -20,7 +20,8 @@ class RenderError(LlarvaError):
 
 MISSING_GL = (
     "No OpenGL library for drawing without a screen was found (tried EGL, then OSMesa). "
-    "On Debian or Ubuntu install one of them: 'apt-get install libegl1 libgl1-mesa-dri' or 'apt-get install libosmesa6'. "
+    "On Debian or Ubuntu install one of them: 'apt-get install libegl1 libgl1-mesa-dri libopengl0' or "
+    "'apt-get install libosmesa6'. "
     "Physics works without it; only pictures do not."
 )
 

@@ -10,11 +10,11 @@ __all__ = ['TABLE_HEIGHT', 'ROBOT_BASE', 'HOME', 'FINGER_TRAVEL', 'PHYSICS_STEP'
 # %% ../../nbs/11_tabletop.scene.ipynb #d0b67546
 from importlib.resources import files
 
-import numpy as np
-
-import llarva.tabletop.gl  # noqa: F401  (chooses MUJOCO_GL before mujoco is imported)
 import mujoco
+import numpy as np
 from mujoco import mjtGeom
+
+import llarva.tabletop.gl  # noqa: F401  (chooses how mujoco draws)
 
 # %% ../../nbs/11_tabletop.scene.ipynb #0acaa863
 TABLE_HEIGHT = 0.752
@@ -98,7 +98,8 @@ def add_room(spec: mujoco.MjSpec) -> None:
     world.add_geom(name="wall", type=box, pos=[-2.2, 0, 1.5], size=[0.05, 6, 2], rgba=[0.82, 0.84, 0.86, 1], **VISUAL)
     world.add_geom(name="table", type=box, pos=[0.2, 0, TABLE_HEIGHT - 0.03], size=[0.62, 0.8, 0.03],
                    rgba=[0.62, 0.58, 0.52, 1], friction=[0.8, 0.005, 0.0001])  # fmt: skip
-    world.add_geom(name="stand", type=box, pos=[0.2, 0, 0.36], size=[0.45, 0.6, 0.36], rgba=[0.5, 0.47, 0.44, 1], **VISUAL)
+    world.add_geom(name="stand", type=box, pos=[0.2, 0, 0.36], size=[0.45, 0.6, 0.36],
+                   rgba=[0.5, 0.47, 0.44, 1], **VISUAL)  # fmt: skip
     for position, direction in (((1.2, 0.8, 2.6), (-0.5, -0.5, -1)), ((0.8, -1.2, 2.4), (-0.2, 0.6, -1))):
         world.add_light(pos=position, dir=direction, type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL,
                         diffuse=[0.4] * 3, specular=[0.1] * 3, castshadow=False)  # fmt: skip

@@ -95,7 +95,8 @@ class Simulation:
     def reset(self, seed: int, variation: int | None = None, arm_noise: float = 0.0) -> None:
         """Start an episode; `arm_noise` (rad) is the standard deviation of the joints around home."""
         if variation is not None and not 0 <= variation < self.task.variation_count:
-            raise LlarvaError(unknown_choice(f"variation of {self.task.name}", variation, range(self.task.variation_count)))
+            choices = range(self.task.variation_count)
+            raise LlarvaError(unknown_choice(f"variation of {self.task.name}", variation, choices))
         if seed < 0 or not 0 <= arm_noise < 1:
             raise LlarvaError(f"A seed is at least 0 and arm_noise within 0 and 1 rad; got {seed} and {arm_noise}.")
         self.rng = np.random.default_rng([seed, 7919])
@@ -243,7 +244,8 @@ class Simulation:
         mujoco.mj_getState(self.model, self.data, physics, kind)
         model = {name: getattr(self.model, name).copy() for name in CHANGED_BY_RESET}
         counters = (self.seed, self.variation, self.steps, self.clipped, self.success, self.failure)
-        return Snapshot(physics, self.commanded.copy(), model, self.task.state(), counters, self.joint_velocity_command.copy())
+        command = self.joint_velocity_command.copy()
+        return Snapshot(physics, self.commanded.copy(), model, self.task.state(), counters, command)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot of this simulation."""
