@@ -304,6 +304,14 @@ def api_targets(pages: list[Page]) -> dict[str, str]:
     return {name: names[0] for name, names in found.items() if len(names) == 1 and labels.count(names[0]) == 1}
 
 
+def outside_requests(folder: Path) -> list[str]:
+    """Scripts, styles and pictures of built pages that a browser would fetch from another host."""
+    sources = r"""<(?:script|img|iframe|source)[^>]*\ssrc=["']?(?:https?:)?//"""
+    links = r"""<link(?![^>]*rel="canonical")[^>]*href=["']?(?:https?:)?//"""
+    pattern = re.compile(f"{sources}|{links}")
+    return [path.name for path in sorted(folder.rglob("*.html")) if pattern.search(path.read_text(encoding="utf-8"))]
+
+
 def main() -> int:
     gather()
     shutil.rmtree(SITE, ignore_errors=True)
@@ -311,6 +319,9 @@ def main() -> int:
     built = PAGES / "_build" / "html"
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html"]
     status = subprocess.call([*command, "-d", str(PAGES / "_build" / "trees"), str(PAGES), str(built)], cwd=ROOT)
+    if status == 0 and (pages := outside_requests(built)):
+        print(f"these pages would ask another host: {pages}", file=sys.stderr)
+        status = 1
     if status == 0:
         shutil.move(built, SITE)
         print(f"documentation: {SITE / 'index.html'}")
