@@ -207,8 +207,8 @@ def test_pointing_comes_back(kind, x, y):
 
 def test_pointing_asks_for_plain_names_and_refuses_broken_answers():
     form = FORMATS["decimal"]
-    assert form.point_prompt("red button") == "Where is the red button?"
-    assert form.point_prompt("red button", with_image=True) == "<image>\nWhere is the red button?"
+    assert form.point_prompt("red button") == "Point at the red button"
+    assert form.point_prompt("red button", with_image=True) == "<image>\nPoint at the red button"
     with pytest.raises(InstructionError):
         form.point_prompt("<image>")
     for text in ("[1]", "[1, 2, 3]", "[1, 2] ", "[-1, 2]", "[1.5, 2]", "[00, 2]", "[129, 2]", "[2, 97]"):

@@ -159,7 +159,7 @@ class InstructionFormat(FormatSettings):
 
     def point_prompt(self, name: str, with_image: bool = False) -> str:
         """Return the question for the pixel of the object `name`; `with_image` when it opens a conversation."""
-        return ("<image>\n" if with_image else "") + _POINT[0] + check_words("object name", name) + _POINT[1]
+        return ("<image>\n" if with_image else "") + _POINT + check_words("object name", name)
 
     def point_answer(self, xy: npt.ArrayLike) -> str:
         """Return one pixel [2] as a trace point is spelled."""
@@ -185,7 +185,7 @@ class InstructionFormat(FormatSettings):
         return build_grammar(_parts(self, "answer", control_mode, with_trace), self.numbers)
 
 # %% ../../nbs/06d_instructions.format.ipynb #e09b35c9
-_POINT = ("Where is the ", "?")
+_POINT = "Point at the "
 
 
 @lru_cache(maxsize=512)
@@ -278,4 +278,4 @@ def _phrases(format: InstructionFormat) -> tuple[str, ...]:
         parts = fill(sentence or "", {**slots, "history": str(format.history), "n": str(format.n)})
         found |= {part.text.removeprefix("<image>"): None for part in parts if isinstance(part, Constant)}
     words = (robot.wording, *(get_control_mode(mode).wording for mode in robot.control_modes))
-    return tuple(text for text in (*found, *words, *_POINT) if len(text) > 1)
+    return tuple(text for text in (*found, *words, _POINT) if len(text) > 1)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'PAD', 'BOS', 'EOS', 'IMAGE', 'PROMPT', 'TEXT', 'POINT_NUMBER', 'TRACE_NUMBER', 'ACTION_NUMBER',
-           'make_tokenizer', 'make_processor', 'pixel_values', 'Turn', 'image_token_count', 'encode_prompt',
-           'encode_row', 'answer_kinds', 'vocabulary_texts']
+           'make_tokenizer', 'add_names', 'make_processor', 'pixel_values', 'Turn', 'image_token_count',
+           'encode_prompt', 'encode_row', 'answer_kinds', 'vocabulary_texts']
 
 # %% ../../nbs/07a_models.text.ipynb #d553ba79
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from ..errors import LlarvaError
 
@@ -24,9 +25,13 @@ PAD, BOS, EOS, IMAGE = range(4)
 
 
 def make_tokenizer(
-    texts: Iterable[str], phrases: Sequence[str], number_tokens: Sequence[str], vocabulary: int = 768
+    texts: Iterable[str],
+    phrases: Sequence[str],
+    number_tokens: Sequence[str],
+    names: Sequence[str] = (),
+    vocabulary: int = 768,
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on `texts`, with `phrases` and `number_tokens` as single tokens."""
+    """A byte-level BPE trained on `texts`, with `phrases`, `number_tokens` and object `names` as single tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -40,6 +45,7 @@ def make_tokenizer(
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*number_tokens, *phrases)])
+    tokenizer.add_tokens([AddedToken(name, normalized=False, single_word=True) for name in names])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>", bos_token="<s>", eos_token="</s>",
@@ -47,10 +53,24 @@ def make_tokenizer(
         clean_up_tokenization_spaces=False,
     )
 
+# %% ../../nbs/07a_models.text.ipynb #8b2eaba9
+def add_names(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, names: Sequence[str]) -> int:
+    """Make those of `names` that have no token of their own single tokens; returns how many were new."""
+    known = tokenizer.get_vocab()
+    pieces = {name: tokenizer.encode(name, add_special_tokens=False) for name in names if name not in known}
+    tokenizer.add_tokens([AddedToken(name, normalized=False, single_word=True) for name in pieces])
+    if pieces:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for name, ids in pieces.items():
+            for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+                table[tokenizer.convert_tokens_to_ids(name)] = table[ids].mean(dim=0)
+    return len(pieces)
+
 # %% ../../nbs/07a_models.text.ipynb #82f7412a
 def make_processor(tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size: int = 16) -> LlavaProcessor:
     """LLaVA's processor for square images of `image_size` pixels."""
-    image_processor = CLIPImageProcessor(
+    image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": image_size},
         crop_size={"height": image_size, "width": image_size},
         image_mean=[0.5, 0.5, 0.5],

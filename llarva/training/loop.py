@@ -32,7 +32,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from ..instructions.format import InstructionFormat
 from ..models.adapters import LoraSettings, add_lora
 from ..models.checkpoints import load_checkpoint, save_checkpoint
-from ..models.text import IMAGE, make_processor, make_tokenizer
+from ..models.text import IMAGE, add_names, make_processor, make_tokenizer
 from ..models.tiny import TinySize, make_tiny
 from .batches import Batch, BatchMaker, RowSampler, Sampling, TrainingError, open_rows, read_format
 from .losses import DenseHead, LossWeights, answer_losses, dense_loss
@@ -158,12 +158,14 @@ def start_model(
                 f"The rows {config.rows} were written for another instruction format than the checkpoint "
                 f"{config.base}. Label them again with the checkpoint's format."
             )
+        if add_names(base.model, base.processor.tokenizer, names) and config.lora is not None:
+            raise TrainingError(f"The checkpoint {config.base} lacks names of {names}; a LoRA cannot teach it new ones.")
         model = base.model if config.lora is None else add_lora(base.model, config.lora, config.seed)
         return model, base.processor, format
     if config.lora is not None:
         raise TrainingError("A LoRA needs a base checkpoint: set `base`.")
     texts = [*instruction_texts(rows, format), *(f" {name}" for name in names)]
-    tokenizer = make_tokenizer(texts, format.phrases(), format.number_tokens())
+    tokenizer = make_tokenizer(texts, format.phrases(), format.number_tokens(), names)
     numbers = [int(tokenizer.convert_tokens_to_ids(token)) for token in format.number_tokens()]
     model = make_tiny(config.size, len(tokenizer), IMAGE, numbers, config.seed)
     return model, make_processor(tokenizer, config.size.image_size), format
