@@ -286,7 +286,7 @@ def gather() -> None:
     for folder, (title, text) in FOLDERS.items():
         if others[folder]:
             write_text(f"{folder}/index", listing(title, text, others[folder]))
-    guides = [f"/{path.stem}" for path in sorted((ROOT / "docs" / "pages").glob("*.md"))]
+    guides = [f"/{path.stem}" for path in sorted((ROOT / "docs" / "pages").glob("*.md"), reverse=True)]
     guides += [f"/{folder}/index" for folder in FOLDERS if others[folder]]
     trees = [toctree(guides, "Using it"), toctree(card_pages(), "Data"), toctree(room_pages(modules), "Rooms")]
     write_text("index", landing(trees))
