@@ -210,6 +210,8 @@ def evaluate(
         policy = Policy(checkpoint, config.control_mode, min(config.batch, config.episodes), execute=config.execute,
                         with_trace=config.with_trace)
         envs: dict[str, list[Environment]] = {}
+        threads_before = torch.get_num_threads()
+        torch.set_num_threads(config.threads)
         try:
             for part in tqdm(todo, desc=f"rollouts ({config.control})", unit="batch", disable=not progress):
                 task, scenes = batches[part][0].task, batches[part]
@@ -220,6 +222,7 @@ def evaluate(
                 _keep_pictures(folder, episodes)
                 write_part(folder, part, [row_of(episode, config.control) for episode in episodes])
         finally:
+            torch.set_num_threads(threads_before)
             _close(envs)
     (folder / "summary.txt").write_text(format_summary(read_rows(folder)) + "\n")
     return folder

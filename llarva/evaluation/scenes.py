@@ -26,7 +26,8 @@ class EvaluationConfig:
     """One evaluation: `episodes` per task on the seeds from `seed` on, `batch` environments side by side.
 
     `execute` of the n predicted steps are executed before the next answer (None: all). `variations` are cycled
-    through (None: each seed draws its own). The first `videos` episodes of every task are filmed.
+    through (None: each seed draws its own). The first `videos` episodes of every task are filmed. `threads` of the
+    processor compute the answers: for a small model one is fastest, since the steps are too short to share.
     """
 
     checkpoint: str
@@ -42,11 +43,12 @@ class EvaluationConfig:
     videos: int = 2
     max_steps: int | None = None
     with_trace: bool = True
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.control not in CONTROLS:
             raise EvaluationError(unknown_choice("control", self.control, CONTROLS))
-        for name in ("episodes", "batch"):
+        for name in ("episodes", "batch", "threads"):
             if getattr(self, name) < 1:
                 raise EvaluationError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if not self.tasks or self.seed < 0 or self.variations == ():
