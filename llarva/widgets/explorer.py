@@ -86,6 +86,9 @@ def _replace(widget: go.FigureWidget, figure: go.Figure) -> None:
     widget.data = ()
     widget.layout = figure.layout
     widget.add_traces(figure.data)
+    # A browser that is still loading plotly misses such changes. This hands over the whole state, as plotly itself does
+    # when a figure is displayed on its own.
+    widget._repr_mimebundle_()
 
 
 def fill_figures(scene: Scene, step: int, picture: go.FigureWidget, signals: go.FigureWidget) -> None:
