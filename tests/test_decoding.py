@@ -1,7 +1,6 @@
 """Decoding must be fast and must not change a single token."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import gymnasium
 import numpy as np
