@@ -18,7 +18,7 @@ import llarva.tabletop.env  # noqa: F401  (registers the tasks)
 from llarva.episodes.records import Episode, actions_in, check_episode, decode_image, decode_mask
 from llarva.episodes.store import EpisodeStore, verify_store
 from llarva.errors import LlarvaError
-from llarva.tabletop.demos import DemoConfig, DemoError, record_demos, record_episode
+from llarva.tabletop.demos import DemoConfig, DemoError, episodes, record_demos, record_episode
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.registry import TASKS, get_task
 
@@ -164,3 +164,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_impossible_wishes_are_refused_at_once(changes: dict[str, object]) -> None:
     with pytest.raises(LlarvaError):
         config(**changes)
+
+
+def test_detours_take_the_hand_away_from_its_way() -> None:
+    starts = {}
+    for share in (0.0, 1.0):
+        config = DemoConfig("push_buttons", 12, "", frames_per_episode=1, kicks=1, detour_share=share)
+        begun = [episode.steps[0].end_effector_position for episode, _ in episodes(config, range(12))]
+        starts[share] = np.std(np.stack(begun), axis=0)[:2].sum()
+    assert starts[1.0] > 1.3 * starts[0.0]
