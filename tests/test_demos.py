@@ -166,10 +166,10 @@ def test_impossible_wishes_are_refused_at_once(changes: dict[str, object]) -> No
         config(**changes)
 
 
-def test_detours_take_the_hand_away_from_its_way() -> None:
+def test_detours_lead_the_hand_elsewhere() -> None:
     starts = {}
     for share in (0.0, 1.0):
         config = DemoConfig("push_buttons", 12, "", frames_per_episode=1, kicks=1, detour_share=share)
-        begun = [episode.steps[0].end_effector_position for episode, _ in episodes(config, range(12))]
-        starts[share] = np.std(np.stack(begun), axis=0)[:2].sum()
-    assert starts[1.0] > 1.3 * starts[0.0]
+        starts[share] = np.stack([episode.steps[0].end_effector_position for episode, _ in episodes(config, range(12))])
+    moved = np.linalg.norm(starts[1.0] - starts[0.0], axis=1)
+    assert np.sum(moved > 0.05) >= 3 and np.sum(moved == 0) >= 3  # episodes without a kick are the same
