@@ -35,6 +35,7 @@ def execute(path: Path) -> bool:
         timeout=600,
         kernel_name="python3",
         store_widget_state=False,
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
     )
     client.execute()
