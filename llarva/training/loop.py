@@ -159,7 +159,7 @@ def start_model(
                 f"{config.base}. Label them again with the checkpoint's format."
             )
         if add_names(base.model, base.processor.tokenizer, names) and config.lora is not None:
-            raise TrainingError(f"The checkpoint {config.base} lacks some of the names {names}; a LoRA cannot add them.")
+            raise TrainingError(f"The checkpoint {config.base} lacks some of {names}; a LoRA cannot add names.")
         model = base.model if config.lora is None else add_lora(base.model, config.lora, config.seed)
         return model, base.processor, format
     if config.lora is not None:
