@@ -26,7 +26,8 @@ PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widg
 # Rooms in the order in which data flows through them.
 ROOMS = [
     *("errors", "robots", "kinematics", "cards", "cameras", "episodes", "sources", "traces", "instructions", "models"),
-    *("training", "decoding", "text_runners", "policy", "tabletop", "evaluation", "plots", "widgets", "runs", "quickstart"),
+    *("training", "decoding", "text_runners", "policy", "tabletop", "evaluation"),
+    *("plots", "widgets", "runs", "quickstart"),
 ]
 FOLDERS = {
     "explore": ("Explorers", "Notebooks to open in JupyterLab (`make lab`) and play with."),
