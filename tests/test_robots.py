@@ -18,6 +18,8 @@ from llarva.kinematics import (
 from llarva.robots import (
     CONTROL_MODES,
     ROBOTS,
+    ROUNDING,
+    ActionError,
     RobotError,
     check_action,
     clip_velocities,
@@ -72,13 +74,18 @@ def test_unknown_limits_are_refused_not_invented():
         (None, "shape"),
         ([0] * 7 + [np.inf], "gripper"),
         ([np.nan] + [0] * 7, "joint 1 velocity"),
-        ([1e39] + [0] * 7, "joint 1 velocity"),
+        ([1e400] + [0] * 7, "joint 1 velocity"),
+        ([10**400] + [0] * 7, "8 numbers"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:overflow")
 def test_bad_actions_are_refused(action, message):
-    with pytest.raises(RobotError, match=message):
+    with pytest.raises(ActionError, match=message):
         check_action(action, "joint_velocity")
+
+
+def test_checked_actions_keep_their_precision():
+    third = 1 / 3
+    assert check_action([third] * 7, "end_effector_delta").tolist() == [third] * 7
 
 
 @given(arrays(np.float64, 7, elements=st.floats(-10, 10)))
@@ -86,8 +93,9 @@ def test_bad_actions_are_refused(action, message):
 def test_clipping_counts_what_it_changes(velocities):
     clipped, count = clip_velocities(PANDA, velocities)
     assert np.all(np.abs(clipped) <= PANDA.velocity_limits)
-    assert count == np.count_nonzero(np.abs(velocities) > PANDA.velocity_limits)
+    assert count == np.count_nonzero(np.abs(velocities) > np.array(PANDA.velocity_limits) + ROUNDING)
     assert clip_velocities(PANDA, clipped)[1] == 0
+    assert clip_velocities(PANDA, clipped.astype(np.float32))[1] == 0, "a limit in float32 is not too fast"
 
 
 def test_clipping_refuses_other_arms():

@@ -17,12 +17,12 @@ import llarva.tabletop.env  # registers the tasks
 from llarva.cameras import project
 from llarva.errors import LlarvaError
 from llarva.kinematics import forward_kinematics, rotation_vector
-from llarva.robots import get_robot
+from llarva.robots import ROUNDING, ActionError, get_robot
 from llarva.tabletop import gl, simulation
 from llarva.tabletop.experts import expert_action, run_expert
 from llarva.tabletop.inverse_kinematics import turn_of, turned_by
 from llarva.tabletop.scene import ROBOT_BASE
-from llarva.tabletop.simulation import SET_POINT_LEASH, ActionError, Simulation
+from llarva.tabletop.simulation import SET_POINT_LEASH, Simulation
 from llarva.tabletop.tasks.registry import TASKS, get_task
 
 PANDA = get_robot("panda")
@@ -168,7 +168,7 @@ def test_any_finite_action_leaves_a_sane_robot(actions: np.ndarray, buttons: Sim
         assert np.all(np.abs(buttons.joint_velocity_command) <= limit.astype(np.float32))
         assert np.all(np.abs(buttons.commanded - buttons.joint_positions) < SET_POINT_LEASH + 0.1)
     assert np.all(np.isfinite(buttons.data.qpos)) and np.abs(buttons.data.qvel[buttons.dofs]).max() < 6
-    assert buttons.clipped == int(np.any(np.abs(actions[:, :7]) > limit + 1e-6, axis=1).sum())
+    assert buttons.clipped == int(np.any(np.abs(actions[:, :7]) > limit + ROUNDING, axis=1).sum())
 
 
 def test_joint_velocities_are_followed_and_nothing_drifts(buttons: Simulation) -> None:

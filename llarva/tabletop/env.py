@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import LlarvaError, unknown_choice
 from ..kinematics import quaternion_xyzw
-from ..robots import get_control_mode
+from ..robots import RobotError, check_action, get_control_mode
 from .experts import expert_action
-from .simulation import CONTROL_RATE, ActionError, Simulation, check_action
+from .simulation import CONTROL_RATE, Simulation
 from .tasks.registry import TASKS, get_task
 
 # %% ../../nbs/11j_tabletop.env.ipynb #2a7d645a
@@ -29,7 +29,7 @@ def action_space(control_mode: str, velocity_limits: ArrayLike) -> Box:
         "end_effector_delta": [0.05] * 3 + [0.2] * 3,
     }
     if control_mode not in limits:
-        raise ActionError(unknown_choice("control mode of the tabletop", control_mode, limits))
+        raise RobotError(unknown_choice("control mode of the tabletop", control_mode, limits))
     high = np.array([*limits[control_mode], 1.0], dtype=np.float32)
     low = np.append(-high[:-1], np.float32(0))
     return Box(low, high, dtype=np.float32)
@@ -93,7 +93,7 @@ class TabletopEnv(gymnasium.Env[Any, Any]):
         self, action: ArrayLike
     ) -> tuple[dict[str, NDArray[Any]], float, bool, bool, dict[str, Any]]:
         """Execute one action of the control mode; the reward is 1 on success. Raises `ActionError`."""
-        checked = check_action(action, get_control_mode(self.control_mode).action_size)
+        checked = check_action(action, self.control_mode)
         if self.control_mode == "end_effector_delta":
             checked = self.sim.end_effector_to_joint_velocity(checked)
         self.sim.advance(checked)
