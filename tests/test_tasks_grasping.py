@@ -157,12 +157,12 @@ def test_handles_are_apart_in_the_picture(cabinet: Simulation) -> None:
     for seed in range(6):
         cabinet.reset(seed)
         marks = cabinet.objects()
-        pixels = [project(marks[f"{name} drawer handle"].point, *cabinet.camera())[0] for name in DRAWERS]
+        pixels = [project(marks[f"{name} drawer"].point, *cabinet.camera())[0] for name in DRAWERS]
         assert min(np.linalg.norm(a - b) for a, b in zip(pixels, pixels[1:], strict=False)) > 10
         seen, names = cabinet.segmentation(128)
         for name, pixel in zip(DRAWERS, pixels, strict=True):
             x, y = pixel.astype(int)
-            label = names.index(f"{name} drawer handle") + 1
+            label = names.index(f"{name} drawer") + 1
             assert label in seen[y - 2 : y + 3, x - 2 : x + 3]
 
 

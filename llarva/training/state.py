@@ -9,7 +9,7 @@ __all__ = ['fingerprint', 'state_path', 'save_state', 'newest_state', 'load_stat
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,20 @@ def state_path(folder: Path, step: int) -> Path:
 
 
 def save_state(
-    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, parameters: str, keep: int = 2
+    folder: Path,
+    step: int,
+    module: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    parameters: str,
+    keep: int = 2,
 ) -> Path:
     """Write the state after `step` steps in one rename and forget all but the newest `keep` states."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": tensor.contiguous() for name, tensor in module.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value).contiguous() for name, value in moments.items()}
+    for k, optimizer in enumerate(optimizers):
+        for index, moments in optimizer.state_dict()["state"].items():
+            named = {f"optimizer.{k}.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+            tensors |= {name: value.contiguous() for name, value in named.items()}
     path = state_path(folder, step)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={"step": str(step), "parameters": parameters})
@@ -56,8 +63,10 @@ def newest_state(folder: Path) -> Path | None:
     return max(folder.glob("step-*.safetensors"), default=None)
 
 
-def load_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, parameters: str) -> int:
-    """Load a state into `module` and `optimizer`; returns the step it was saved after.
+def load_state(
+    path: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], parameters: str
+) -> int:
+    """Load a state into `module` and `optimizers`; returns the step it was saved after.
 
     Raises `TrainingError` when the file is damaged or belongs to other parameters.
     """
@@ -75,10 +84,11 @@ def load_state(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, 
         )
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
     module.load_state_dict(weights)
-    moments: dict[int, dict[str, Tensor]] = {}
+    moments: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+            _, k, index, key = name.split(".", 3)
+            moments[int(k)].setdefault(int(index), {})[key] = tensor
+    for optimizer, state in zip(optimizers, moments, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(metadata["step"])

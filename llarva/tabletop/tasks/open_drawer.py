@@ -110,8 +110,8 @@ class OpenDrawer(Task):
             f"open the {drawer} drawer",
             f"pull out the {drawer} drawer",
             f"slide the {drawer} drawer open",
-            f"pull the {drawer} drawer handle",
-            f"grip the {drawer} drawer handle and pull it open",
+            f"pull the handle of the {drawer} drawer",
+            f"grip the handle of the {drawer} drawer and pull it open",
         )
 
     def state(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class OpenDrawer(Task):
         marks = {}
         for index, drawer in enumerate(DRAWERS):
             geoms = (sim.model.geom(f"stem{index}").id, sim.model.geom(f"knob{index}").id)
-            marks[f"{drawer} drawer handle"] = ObjectMark(self.knob(sim, index), geoms)
+            marks[f"{drawer} drawer"] = ObjectMark(self.knob(sim, index), geoms)
         handles = {g for mark in marks.values() for g in mark.geoms}
         parts = [g for body in ("cabinet", *(f"drawer{d}" for d in range(len(DRAWERS)))) for g in sim.geoms(body)]
         middle = sim.position("cabinet") + np.array([0.0, 0.0, CABINET_TOP])

@@ -70,7 +70,7 @@ class PushButtons(Task):
     def instructions(self, variation: int) -> tuple[str, ...]:
         colours = sequence(variation)
         then = [f"push the {colours[0]} button", *(f"then push the {c} button" for c in colours[1:])]
-        press = [f"press the {colours[0]} button", *(f"then the {c} one" for c in colours[1:])]
+        press = [f"press the {colours[0]} button", *(f"then the {c} button" for c in colours[1:])]
         named = " and then ".join(f"the {c} button" for c in colours)
         return (", ".join(then), ", ".join(press), f"push down {named}", f"touch and press {named}")
 

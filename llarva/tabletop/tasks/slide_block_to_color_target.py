@@ -58,9 +58,9 @@ class SlideBlock(Task):
         colour = TARGETS[variation]
         return (
             f"slide the block to the {colour} target",
-            f"push the block onto the {colour} square",
+            f"push the block onto the {colour} target",
             f"move the block over the table to the {colour} target",
-            f"slide the red block until it lies on the {colour} square",
+            f"slide the red block until it lies on the {colour} target",
         )
 
     def missing(self, sim: Simulation, index: int) -> NDArray[np.float64]:
