@@ -24,6 +24,7 @@ from llarva.episodes.records import (
     episodes_equal,
     image_size,
 )
+from llarva.episodes.shards import ShardFile, index_shard, recover, write_atomically
 from llarva.episodes.store import EpisodeStore, EpisodeWriter, verify_store
 from llarva.episodes.table import SCHEMA, episode_from_table, episode_table
 from llarva.kinematics import quaternion_xyzw, rotation_matrix
@@ -475,3 +476,21 @@ def test_table_alone():
     assert table.schema.equals(SCHEMA) and episodes_equal(episode_from_table(table), episode)
     with pytest.raises(EpisodeError, match="without rows"):
         episode_from_table(table.slice(0, 0))
+
+
+def test_a_shard_under_way_has_no_name(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    shard = ShardFile(data / "part-00000.parquet")
+    shard.add(episode_table(make_episode(1)), "e0001")
+    assert recover(tmp_path, "toy") == []
+    entry = shard.finish()
+    assert recover(tmp_path, "toy") == [entry] == [index_shard(data / "part-00000.parquet")]
+
+
+def test_a_failed_write_keeps_what_was_there(tmp_path):
+    note = tmp_path / "note"
+    write_atomically(note, b"first")
+    with pytest.raises(TypeError):
+        write_atomically(note, "text is not bytes")  # type: ignore[arg-type]
+    assert note.read_bytes() == b"first"

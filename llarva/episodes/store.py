@@ -8,7 +8,6 @@ __all__ = ['EpisodeWriter', 'EpisodeStore', 'verify_store']
 # %% ../../nbs/03a_episodes.store.ipynb #95e1e242
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -18,117 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .records import Episode, EpisodeError, check_episode, decode_image, decode_mask
-from .table import SCHEMA, episode_from_table, episode_table
-
-_VERSION: Final = 1
+from .shards import VERSION, ShardFile, hash_file, open_shard, read_index, recover, write_atomically
+from .table import episode_from_table, episode_table
 
 # %% ../../nbs/03a_episodes.store.ipynb #ffcc921e
-def _write_atomically(path: Path, data: bytes) -> None:
-    hidden = path.with_name(f".{path.name}.tmp")
-    hidden.write_bytes(data)
-    _name(hidden, path)
-
-
-def _name(hidden: Path, path: Path) -> None:
-    with hidden.open("rb+") as file:
-        os.fsync(file.fileno())  # a name must never point at bytes that are still on their way to the disk
-    os.replace(hidden, path)
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _open_shard(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except FileNotFoundError as error:
-        raise EpisodeError(f"{path}: the shard is missing.") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise EpisodeError(f"{path}: not a whole Parquet file: {error}.") from error
-
-
-def _index_shard(path: Path) -> dict[str, Any]:
-    shard = _open_shard(path)
-    try:
-        ids = [
-            shard.read_row_group(g, columns=["episode_id"])["episode_id"][0].as_py()
-            for g in range(shard.num_row_groups)
-        ]
-    except (pa.ArrowInvalid, OSError, KeyError, IndexError) as error:
-        raise EpisodeError(f"{path}: the episode ids cannot be read: {error}.") from error
-    steps = [shard.metadata.row_group(g).num_rows for g in range(shard.num_row_groups)]
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": _hash_file(path), "ids": ids, "steps": steps}
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    path = folder / "store.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if index["version"] != _VERSION:
-            raise EpisodeError(f"{path}: version {index['version']}; this package reads version {_VERSION}.")
-        for shard in index["shards"]:
-            if len(shard["ids"]) != len(shard["steps"]) or not isinstance(shard["file"], str):
-                raise EpisodeError(f"{path}: the entry of shard {shard['file']!r} contradicts itself.")
-    except FileNotFoundError as error:
-        raise EpisodeError(f"{folder}: not an episode store (no store.json).") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise EpisodeError(f"{path}: damaged index: {error!r}.") from error
-    return index
-
-# %% ../../nbs/03a_episodes.store.ipynb #f9751056
-_DICTIONARIES: Final = [  # columns that repeat; the rest gains nothing from a dictionary
-    *(name for name in SCHEMA.names if pa.types.is_string(SCHEMA.field(name).type)),
-    *("length", "variation", "seed", "success"),
-    *(f"{name}.list.element" for name in ("instructions", "object_names", "object_point_names")),
-    *(f"{name}.list.element" for name in ("camera_intrinsics", "camera_pose")),
-]
-
-
-class _ShardFile:
-    """A shard under way, in a hidden file until `finish` gives it its name."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.ids, self.steps = path, list[str](), list[int]()
-        self._hidden = path.with_name(f".{path.name}.tmp")
-        self._writer = pq.ParquetWriter(
-            self._hidden, SCHEMA, compression="zstd", use_dictionary=_DICTIONARIES, write_statistics=False
-        )
-
-    def add(self, table: pa.Table, episode_id: str) -> None:
-        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
-        self.ids.append(episode_id)
-        self.steps.append(table.num_rows)
-
-    def finish(self) -> dict[str, Any]:
-        self._writer.close()
-        size, digest = self._hidden.stat().st_size, _hash_file(self._hidden)
-        _name(self._hidden, self.path)
-        return {"file": self.path.name, "bytes": size, "sha256": digest, "ids": self.ids, "steps": self.steps}
-
-# %% ../../nbs/03a_episodes.store.ipynb #fa1333f4
-def _recover(folder: Path, dataset: str) -> list[dict[str, Any]]:
-    """Index entries of the shards in `folder`: from the index where it is right, else from the shards themselves."""
-    known: dict[str, dict[str, Any]] = {}
-    if (folder / "store.json").exists():
-        index = _read_index(folder)
-        if index["dataset"] != dataset:
-            raise EpisodeError(f"{folder} holds the data set {index['dataset']!r}, not {dataset!r}.")
-        known = {shard["file"]: shard for shard in index["shards"]}
-    shards = []
-    present = sorted((folder / "data").glob("part-*.parquet"))
-    for number, path in enumerate(present):
-        if path.name != f"part-{number:05d}.parquet":
-            raise EpisodeError(f"{folder / 'data'}: shard part-{number:05d}.parquet is missing.")
-        entry = known.get(path.name)
-        whole = entry is not None and entry["bytes"] == path.stat().st_size
-        shards.append(entry if entry is not None and whole else _index_shard(path))
-    for name in sorted(set(known) - {path.name for path in present}):
-        raise EpisodeError(f"{folder / 'data' / name}: the shard is missing.")
-    return shards
-
-# %% ../../nbs/03a_episodes.store.ipynb #77d39c6e
 _README: Final = """---
 configs:
 - config_name: default
@@ -154,10 +46,10 @@ class EpisodeWriter:
         if not resume and ((self.folder / "store.json").exists() or any(self._data.glob("part-*.parquet"))):
             raise EpisodeError(f"{self.folder} already holds a store; pass resume=True to continue it.")
         self._data.mkdir(parents=True, exist_ok=True)
-        self._shards = _recover(self.folder, dataset) if resume else []
-        self._open: _ShardFile | None = None
+        self._shards = recover(self.folder, dataset) if resume else []
+        self._open: ShardFile | None = None
         self._ids = {name: None for shard in self._shards for name in shard["ids"]}
-        _write_atomically(self.folder / "README.md", _README.format(dataset=dataset).encode())
+        write_atomically(self.folder / "README.md", _README.format(dataset=dataset).encode())
         self._write_index()
 
     @property
@@ -178,14 +70,14 @@ class EpisodeWriter:
         if len(shard.ids) >= self.episodes_per_shard:
             self.close()
 
-    def _open_shard(self) -> _ShardFile:
+    def _open_shard(self) -> ShardFile:
         if self._open is not None:
             return self._open
         partial = bool(self._shards) and len(self._shards[-1]["ids"]) < self.episodes_per_shard
         number = len(self._shards) - partial
-        self._open = _ShardFile(self._data / f"part-{number:05d}.parquet")
+        self._open = ShardFile(self._data / f"part-{number:05d}.parquet")
         if partial:  # carried over, so that an interrupted run ends in the bytes of an uninterrupted one
-            before = _open_shard(self._open.path)
+            before = open_shard(self._open.path)
             for group, name in enumerate(self._shards[-1]["ids"]):
                 self._open.add(before.read_row_group(group), name)
         return self._open
@@ -202,8 +94,8 @@ class EpisodeWriter:
         self._write_index()
 
     def _write_index(self) -> None:
-        index = {"version": _VERSION, "dataset": self.dataset, "shards": self._shards}
-        _write_atomically(self.folder / "store.json", json.dumps(index, indent=1, sort_keys=True).encode())
+        index = {"version": VERSION, "dataset": self.dataset, "shards": self._shards}
+        write_atomically(self.folder / "store.json", json.dumps(index, indent=1, sort_keys=True).encode())
 
     def __enter__(self) -> "EpisodeWriter":
         return self
@@ -222,7 +114,7 @@ class EpisodeStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._index = _read_index(self.folder)
+        self._index = read_index(self.folder)
         self._places = [(s, g) for s, shard in enumerate(self._index["shards"]) for g in range(len(shard["ids"]))]
 
     @property
@@ -268,7 +160,7 @@ class EpisodeStore:
             raise EpisodeError(
                 f"{path}: {path.stat().st_size} bytes, the index says {entry['bytes']}: cut off or changed."
             )
-        file = _open_shard(path)
+        file = open_shard(path)
         if file.num_row_groups != len(entry["ids"]):
             raise EpisodeError(f"{path}: {file.num_row_groups} episodes, the index says {len(entry['ids'])}.")
         return file
@@ -291,9 +183,9 @@ class EpisodeStore:
 def verify_store(folder: str | Path) -> None:
     """Read a whole store: hashes, rows, rules of the record, every picture. `EpisodeError` names file and row."""
     store = EpisodeStore(folder)
-    for entry in _read_index(store.folder)["shards"]:
+    for entry in read_index(store.folder)["shards"]:
         path = store.folder / "data" / entry["file"]
-        if path.exists() and _hash_file(path) != entry["sha256"]:
+        if path.exists() and hash_file(path) != entry["sha256"]:
             raise EpisodeError(f"{path}: the content does not match the hash in store.json.")
     rows = [
         (entry["file"], sum(entry["steps"][:g])) for entry in store._index["shards"] for g in range(len(entry["ids"]))
