@@ -19,9 +19,9 @@ from PIL import Image
 
 from llarva.cameras import intrinsics_from_fov, look_at, project
 from llarva.episodes.records import Episode, Step, encode_image
+from llarva.sources.opcodes import SourceError, UnsafePickleError
 from llarva.sources.rlbench import CAMERAS, RlbenchDemos, find_episodes
 from llarva.sources.rlbench_writer import LAYOUTS, Instance, dump_pickle, write_episode, write_episodes
-from llarva.sources.unpickling import SourceError, UnsafePickleError
 
 FOCAL = np.array([[-175.8387, 0.0, 64.0], [0.0, -175.8387, 64.0], [0.0, 0.0, 1.0]])
 EXTRINSICS = np.eye(4)

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llarva.sources.unpickling import PickleLimits, Record, SourceError, UnsafePickleError, load_pickle, loads
+from llarva.sources.opcodes import PickleLimits, SourceError, UnsafePickleError
+from llarva.sources.unpickling import Record, load_pickle, loads
 
 CLASSES = {
     ("rlbench.demo", "Demo"): frozenset({"_observations", "random_seed"}),

@@ -19,7 +19,8 @@ from PIL import Image
 from ..cameras import CameraError, from_negative_focal
 from ..episodes.records import Episode, EpisodeError, Step, check_episode
 from ..errors import unknown_choice
-from .unpickling import DEFAULT_LIMITS, PickleLimits, Record, SourceError, load_pickle
+from .opcodes import DEFAULT_LIMITS, PickleLimits, SourceError
+from .unpickling import Record, load_pickle
 
 # %% ../../nbs/04a_sources.rlbench.ipynb #62b62488
 RATE = 20.0  # Hz

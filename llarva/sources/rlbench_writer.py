@@ -19,8 +19,9 @@ from scipy.spatial.transform import Rotation
 
 from ..episodes.records import Episode, Step
 from ..errors import unknown_choice
+from .opcodes import SourceError
 from .rlbench import CAMERAS, FINGER_TRAVEL
-from .unpickling import SourceError, load_pickle
+from .unpickling import load_pickle
 
 # %% ../../nbs/04b_sources.rlbench_writer.ipynb #1268c2b9
 class Instance:
