@@ -1,0 +1,218 @@
+"""Tasks done with a tool: what counts as success, what as failure, snapshots, and recoveries."""
+
+from collections.abc import Callable, Iterator
+
+import mujoco
+import numpy as np
+import pytest
+
+from llarva.cameras import project
+from llarva.errors import LlarvaError
+from llarva.tabletop.experts import expert_action, run_expert
+from llarva.tabletop.gl import BACKEND
+from llarva.tabletop.scene import COLOURS, TABLE_HEIGHT
+from llarva.tabletop.simulation import Simulation
+from llarva.tabletop.tasks.base import Task
+from llarva.tabletop.tasks.colours import DISTINCT, other_colours
+from llarva.tabletop.tasks.reach_and_drag import CHOICES, CLEAR, CUBE, REACHED, ReachAndDrag
+
+needs_gl = pytest.mark.skipif(BACKEND is None, reason="no GL library to render with")
+TASKS = (ReachAndDrag,)
+ARM_NOISE = 0.12  # rad
+
+
+@pytest.fixture(scope="module")
+def simulations() -> Iterator[dict[type[Task], Simulation]]:
+    sims = {task: Simulation(task()) for task in TASKS}
+    yield sims
+    for sim in sims.values():
+        sim.close()
+
+
+@pytest.fixture(params=TASKS, ids=lambda task: task.name)
+def sim(request: pytest.FixtureRequest, simulations: dict[type[Task], Simulation]) -> Simulation:
+    return simulations[request.param]
+
+
+@pytest.fixture
+def dragging(simulations: dict[type[Task], Simulation]) -> Simulation:
+    return simulations[ReachAndDrag]
+
+
+def act(sim: Simulation, steps: int = 1) -> None:
+    for _ in range(steps):
+        sim.advance(sim.end_effector_to_joint_velocity(expert_action(sim)))
+
+
+def act_until(sim: Simulation, reached: Callable[[], bool]) -> None:
+    while not reached():
+        assert sim.steps < sim.task.max_steps, "never reached"
+        act(sim)
+
+
+def put(sim: Simulation, body: str, position: list[float], yaw: float = 0.0) -> None:
+    sim.place(body, position, yaw)
+    sim.data.joint(body).qvel[:] = 0
+    mujoco.mj_forward(sim.model, sim.data)
+
+
+# Every task
+
+def test_the_expert_succeeds_in_variations_of_all_kinds(sim: Simulation) -> None:
+    count = sim.task.variation_count
+    for seed, variation in enumerate(np.unique(np.linspace(0, count - 1, 5).astype(int))):
+        sim.reset(700 + seed, variation=int(variation), arm_noise=ARM_NOISE if seed % 2 else 0.0)
+        assert not sim.success and sim.failure is None and not sim.task.success(sim)
+        assert run_expert(sim), (seed, variation, sim.failure)
+        assert sim.clipped == 0
+
+
+def test_a_still_robot_gets_nowhere(sim: Simulation) -> None:
+    for gripper in (0.0, 1.0):
+        sim.reset(1)
+        for _ in range(40):
+            sim.advance([*np.zeros(7), gripper])
+            assert not sim.success and sim.failure is None
+
+
+def test_things_lie_still(sim: Simulation) -> None:
+    for seed in range(4):
+        sim.reset(seed)
+        before = sim.data.qpos.copy()
+        for _ in range(20):
+            sim.advance([*np.zeros(7), 1.0])
+        assert np.allclose(before, sim.data.qpos, atol=0.002)
+
+
+def test_phrasings_differ_and_use_the_names_of_things(sim: Simulation) -> None:
+    seen: set[str] = set()
+    for variation in range(sim.task.variation_count):
+        sim.reset(2, variation=variation)
+        phrasings = sim.task.instructions(variation)
+        assert len(set(phrasings)) == len(phrasings) >= 4
+        assert not seen & set(phrasings), "two variations share a phrasing"
+        seen |= set(phrasings)
+        named = [{name for name in sim.task.objects(sim) if name in phrase} for phrase in phrasings]
+        assert all(names == named[0] for names in named) and len(named[0]) >= 2
+
+
+def test_a_snapshot_continues_to_the_last_bit(sim: Simulation) -> None:
+    sim.reset(3, variation=0, arm_noise=ARM_NOISE)
+    act(sim, 45)
+    snapshot = sim.snapshot()
+    act(sim, 12)
+    later, words = sim.data.qpos.copy(), sorted(sim.task.objects(sim))
+    sim.reset(4, variation=sim.task.variation_count - 1)
+    act(sim, 3)
+    sim.restore(snapshot)
+    act(sim, 12)
+    assert np.array_equal(sim.data.qpos, later) and sorted(sim.task.objects(sim)) == words
+
+
+def test_the_expert_is_a_function_of_the_state(sim: Simulation) -> None:
+    sim.reset(5, arm_noise=ARM_NOISE)
+    taken, snapshots = [], []
+    while not sim.success and sim.steps < sim.task.max_steps:
+        snapshots.append(sim.snapshot())
+        taken.append(expert_action(sim))
+        assert np.linalg.norm(taken[-1][:3]) <= 0.4 / 20 and np.linalg.norm(taken[-1][3:6]) <= 1.6 / 20
+        sim.advance(sim.end_effector_to_joint_velocity(taken[-1]))
+    for k in np.random.default_rng(0).permutation(len(taken))[:15]:
+        sim.restore(snapshots[k])
+        assert np.array_equal(expert_action(sim), taken[k])
+
+
+def test_the_same_seed_gives_the_same_scene(sim: Simulation) -> None:
+    scenes = []
+    for seed in (6, 7, 6):
+        sim.reset(seed)
+        scenes.append((sim.data.qpos.tobytes(), sim.model.body_pos.tobytes(), sim.model.geom_rgba.tobytes()))
+    assert scenes[0] == scenes[2] != scenes[1]
+
+
+@needs_gl
+def test_names_are_seen_where_they_are_pointed_at(sim: Simulation) -> None:
+    for seed in range(8):
+        sim.reset(seed)
+        seen, names = sim.segmentation(128)
+        for name, mark in sim.task.objects(sim).items():
+            x, y = project(mark.point, *sim.camera())[0].astype(int)
+            assert 3 <= x < 125 and 3 <= y < 125, name
+            assert names.index(name) + 1 in seen[y - 3 : y + 4, x - 3 : x + 4], name
+
+
+# Colours
+
+def test_other_colours_can_be_told_apart() -> None:
+    for seed, colour in enumerate(COLOURS):
+        names = [colour, *other_colours(np.random.default_rng(seed), colour, 4)]
+        rgb = np.array([COLOURS[name] for name in names])
+        away = np.linalg.norm(rgb[:, None] - rgb[None], axis=-1)
+        assert away[np.triu_indices(5, 1)].min() >= DISTINCT
+
+
+def test_colours_that_do_not_exist() -> None:
+    with pytest.raises(LlarvaError, match="pink"):
+        other_colours(np.random.default_rng(0), "pink", 2)
+    with pytest.raises(LlarvaError, match="not 30"):
+        other_colours(np.random.default_rng(0), "red", 30)
+
+
+# Dragging
+
+def hold_stick(sim: Simulation) -> None:
+    """Let the expert grasp the stick and raise it."""
+    act_until(sim, lambda: sim.holding("stick") and sim.task.clearance(sim) > CLEAR)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("target", range(CHOICES))
+def test_where_the_cube_is_left_decides(dragging: Simulation, target: int) -> None:
+    dragging.reset(8)
+    hold_stick(dragging)
+    x, y = dragging.task.places[target]  # type: ignore[attr-defined]
+    for aside, on in ((REACHED - 0.003, True), (REACHED + 0.003, False)):
+        put(dragging, "cube", [x, y + aside, TABLE_HEIGHT + CUBE])
+        assert dragging.task.success(dragging) is (on and target == 0)
+        assert dragging.task.failure(dragging) == ("wrong_target" if on and target else None)
+
+
+def test_a_cube_counts_at_rest_and_free_of_the_stick(dragging: Simulation) -> None:
+    dragging.reset(9)
+    hold_stick(dragging)
+    x, y = dragging.task.places[0]  # type: ignore[attr-defined]
+    put(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE])
+    assert dragging.task.success(dragging)
+    dragging.data.joint("cube").qvel[0] = 0.05
+    mujoco.mj_forward(dragging.model, dragging.data)
+    assert not dragging.task.success(dragging), "it slides"
+    put(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE + 0.03])
+    assert not dragging.task.success(dragging), "it hovers"
+    put(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE])
+    dragging.data.eq_active[:] = 0
+    assert not dragging.task.success(dragging), "nobody holds the stick"
+    dragging.reset(9)
+    put(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE])
+    assert not dragging.task.success(dragging), "the stick has not been touched"
+
+
+@pytest.mark.parametrize("body", ["cube", "stick"])
+def test_what_falls_off_the_table_is_lost(dragging: Simulation, body: str) -> None:
+    dragging.reset(10)
+    put(dragging, body, [0.5, 1.1, 0.4])
+    assert dragging.task.failure(dragging) == "dropped"
+
+
+def test_a_stick_dropped_on_the_way_is_grasped_again(dragging: Simulation) -> None:
+    dragging.reset(11)
+    hold_stick(dragging)
+    for _ in range(8):
+        dragging.advance([*np.zeros(7), 1.0])
+    assert not dragging.holding("stick")
+    assert run_expert(dragging)
+
+
+def test_a_cube_dragged_too_far_is_brought_back(dragging: Simulation) -> None:
+    dragging.reset(12)
+    x, y = dragging.task.places[0]  # type: ignore[attr-defined]
+    put(dragging, "cube", [x - 0.05, y, TABLE_HEIGHT + CUBE], yaw=0.7)
+    assert run_expert(dragging)
