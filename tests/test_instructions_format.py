@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llarva.instructions.format import InstructionFormat
-from llarva.instructions.numbers import AnswerError, BinNumbers, DecimalNumbers, InstructionError, Range
+from llarva.instructions.numbers import BinNumbers, DecimalNumbers, Range
+from llarva.instructions.reader import AnswerError, InstructionError
 from llarva.robots import RobotError
 
 MODES = {"joint_velocity": (8, 8), "end_effector_delta": (7, 7)}  # state and action size

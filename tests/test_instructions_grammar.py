@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from llarva.instructions.automaton import GrammarError, build_grammar
 from llarva.instructions.format import InstructionFormat
 from llarva.instructions.grammar import compile_grammar
-from llarva.instructions.numbers import AnswerError, BinNumbers, DecimalNumbers, Range
+from llarva.instructions.numbers import BinNumbers, DecimalNumbers, Range
+from llarva.instructions.reader import AnswerError
 from llarva.instructions.template import Constant, Table, Words, read_parts
 
 MODE = "end_effector_delta"

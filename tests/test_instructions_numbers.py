@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llarva.instructions.numbers import (
-    AnswerError,
-    BinNumbers,
-    DecimalNumbers,
-    InstructionError,
-    Range,
-    Reader,
-    numbers_from_json,
-)
+from llarva.instructions.numbers import BinNumbers, DecimalNumbers, Range, numbers_from_json
+from llarva.instructions.reader import AnswerError, InstructionError, Reader
 
 REALS = arrays(np.float64, (3,), elements=st.floats(-999.9999, 999.9999))
 decimals = DecimalNumbers()
@@ -172,3 +165,14 @@ def test_json_gives_the_same_alphabet_and_broken_json_is_refused():
     ):
         with pytest.raises(InstructionError):
             numbers_from_json(broken)
+
+
+@given(st.text(max_size=12), st.text(min_size=1, max_size=12))
+def test_a_constant_is_read_whole_or_refused_where_it_differs(before, constant):
+    reader = Reader(before + constant, len(before))
+    reader.constant(constant)
+    reader.end()
+    other = Reader(before + constant[:-1], len(before))
+    with pytest.raises(AnswerError) as caught:
+        other.constant(constant)
+    assert caught.value.offset == other.offset == len(before + constant[:-1])

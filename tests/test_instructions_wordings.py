@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from llarva.instructions.format import InstructionFormat
-from llarva.instructions.numbers import BinNumbers, DecimalNumbers, InstructionError, Range
+from llarva.instructions.numbers import BinNumbers, DecimalNumbers, Range
+from llarva.instructions.reader import InstructionError
 from llarva.instructions.wordings import TEMPLATES, get_template
 
 GOLDEN = Path(__file__).parent / "golden" / "instructions"

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..errors import LlarvaError
-from .numbers import DecimalNumbers, InstructionError, Numbers
+from .numbers import DecimalNumbers, Numbers
+from .reader import InstructionError
 from .template import Constant, Part, Table
 
 Edges: TypeAlias = Mapping[str, int]

@@ -15,16 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .automaton import Grammar, build_grammar
-from llarva.instructions.numbers import (
-    AnswerError,
-    Array,
-    BinNumbers,
-    InstructionError,
-    Numbers,
-    Reader,
-    finite,
-    numbers_from_json,
-)
+from .numbers import Array, BinNumbers, Numbers, finite, numbers_from_json
+from .reader import AnswerError, InstructionError, Reader
 from llarva.instructions.template import (
     Constant,
     Part,

@@ -19,7 +19,7 @@ from typing import Any
 from ..episodes.records import EpisodeError, image_size
 from .dataset import write_rows
 from .format import InstructionFormat
-from .numbers import AnswerError, InstructionError
+from .reader import AnswerError, InstructionError
 from .rows import RowError
 
 # %% ../../nbs/06g_instructions.llava_json.ipynb #f1ee9ef9

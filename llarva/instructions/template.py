@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .numbers import Array, InstructionError, Numbers, Reader
+from .numbers import Array, Numbers
+from .reader import InstructionError, Reader
 
 # %% ../../nbs/06a_instructions.template.ipynb #745955be
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ __all__ = ['V2', 'V3', 'V4', 'V7', 'V8', 'V9', 'V10', 'TEMPLATES', 'get_template
 
 # %% ../../nbs/06c_instructions.wordings.ipynb #544fbdcb
 from ..errors import unknown_choice
-from .numbers import InstructionError
+from .reader import InstructionError
 from .template import WORKBENCH_V1, Template
 
 # %% ../../nbs/06c_instructions.wordings.ipynb #7544025a
