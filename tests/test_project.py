@@ -42,7 +42,8 @@ RANKS = {
             ("decoding",),
             ("policy",),
             ("evaluation",),
-            ("plots", "runs"),
+            ("plots", "metrics"),
+            ("runs",),
             ("widgets",),
             ("quickstart",),
         ]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llarva.runs import read_metrics, run_notebook
+from llarva.metrics import read_metrics
+from llarva.runs import run_notebook
 
 SMALL = {"steps": 2, "batch_size": 4, "width": 32, "vision_layers": 1, "text_layers": 1}
 

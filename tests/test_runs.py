@@ -12,21 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llarva.runs import (
-    Parameter,
-    RunError,
-    check_parameters,
-    describe_run,
-    find_notebook,
-    format_table,
-    main,
-    notebook_parameters,
-    provenance,
-    read_metrics,
-    recorded,
-    run_notebook,
-    write_metrics,
-)
+from llarva.metrics import RunError, describe_run, format_table, provenance, read_metrics, recorded, write_metrics
+from llarva.runs import Parameter, check_parameters, find_notebook, main, notebook_parameters, run_notebook
 
 CELL = """\
 steps: int = 3  # how many
@@ -111,7 +98,7 @@ def test_unknown_run_lists_the_known_ones() -> None:
 
 def test_run_once_then_leave_alone_then_refuse(notebook: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = notebook.parent / "out"
-    body = "from llarva.runs import recorded\nwith recorded(out_dir, 'small', {'seed': 7}) as metrics:\n    "
+    body = "from llarva.metrics import recorded\nwith recorded(out_dir, 'small', {'seed': 7}) as metrics:\n    "
     write_notebook(notebook, body=body + "metrics['doubled'] = 2 * steps\n    print('worked')")
     assert run_notebook(notebook, out, {"steps": 4}) == out
     assert "worked" in capsys.readouterr().out
