@@ -1,25 +1,41 @@
-"""Turning a tap: the right thing, far enough, and at rest."""
+"""Turning a tap and closing a jar: the right thing, far enough, let go and at rest."""
 
 import zlib
 from collections.abc import Callable, Iterator
 
+import mujoco
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llarva.cameras import project
 from llarva.tabletop.experts import expert_action, run_expert
 from llarva.tabletop.gl import BACKEND
+from llarva.tabletop.scene import COLOURS
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.base import Task
+from llarva.tabletop.tasks.close_jar import CloseJar
+from llarva.tabletop.tasks.screwing import LOOSE, TIGHT, Thread, distinct_colour, turning_yaw
 from llarva.tabletop.tasks.turn_tap import HANDLES, OTHER, TURNED, TurnTap
 
 needs_gl = pytest.mark.skipif(BACKEND is None, reason="no GL library to render with")
-TASKS: tuple[type[Task], ...] = (TurnTap,)
-VARIATIONS = {"turn_tap": (0, 1)}
+TASKS: tuple[type[Task], ...] = (TurnTap, CloseJar)
+VARIATIONS = {"turn_tap": (0, 1), "close_jar": (0, 9, 18)}
 
 
 @pytest.fixture(scope="module", params=TASKS, ids=lambda task: task.name)
 def sim(request: pytest.FixtureRequest) -> Iterator[Simulation]:
+    simulation = Simulation(request.param())
+    yield simulation
+    simulation.close()
+
+
+SCREWED = {"close_jar": "wrong_jar"}
+
+
+@pytest.fixture(scope="module", params=[task for task in TASKS if task.name in SCREWED], ids=lambda task: task.name)
+def screw(request: pytest.FixtureRequest) -> Iterator[Simulation]:
     simulation = Simulation(request.param())
     yield simulation
     simulation.close()
@@ -180,3 +196,143 @@ def test_left_is_left_in_the_picture(tap: Simulation) -> None:
         marks = tap.task.objects(tap)
         left, right = (project(marks[f"{side} handle"].point, *tap.camera())[0] for side in HANDLES)
         assert right[0] - left[0] > 20
+
+
+# Screwing
+
+def threads(sim: Simulation) -> list[Thread]:
+    """The thread where the part belongs, then the others."""
+    return sim.task.threads  # type: ignore[attr-defined]
+
+
+def set_down(sim: Simulation, thread: Thread, aside: float = 0.0, yaw: float = 0.0) -> None:
+    """Put the part over a thread and let it sink; the arm stays where it is, open."""
+    sim.place(thread.part, thread.seat(sim) + [aside, 0, 0.001], yaw)
+    sim.data.joint(thread.part).qvel[:] = 0
+    for _ in range(6):
+        sim.advance([*np.zeros(7), 1.0])
+
+
+def turn(sim: Simulation, thread: Thread, angle: float) -> None:
+    """Turn thread and part, in no time."""
+    start = sim.data.joint(thread.part).qpos[3:7].copy()
+    mujoco.mju_mulQuat(start, np.array([np.cos(angle / 2), 0, 0, np.sin(angle / 2)]), start.copy())
+    sim.data.joint(thread.part).qpos[3:7] = start
+    sim.data.qpos[thread.position] = angle
+    mujoco.mj_forward(sim.model, sim.data)
+
+
+@given(st.floats(-7, 7), st.floats(0, 1.6))
+def test_the_wrist_has_room_for_the_turn(bar: float, left: float) -> None:
+    start = turning_yaw(bar, left)
+    assert abs(np.sin(start - bar)) < 1e-6, "along the bar"
+    assert -1.9 < start and start + left < 2.9
+    assert abs(start + left / 2 - 0.5) <= np.pi / 2 + 1e-6
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_distractors_look_different(colour: str) -> None:
+    others = {distinct_colour(np.random.default_rng(k), colour) for k in range(20)}
+    assert colour not in others and len(others) > 5
+    assert min(np.linalg.norm(np.subtract(COLOURS[o], COLOURS[colour])) for o in others) >= 0.45
+
+
+@pytest.mark.parametrize(("aside", "caught"), [(0.0, True), (0.003, True), (0.012, False)])
+def test_a_thread_catches_what_sits_straight(screw: Simulation, aside: float, caught: bool) -> None:
+    screw.reset(1)
+    thread = threads(screw)[0]
+    set_down(screw, thread, aside, yaw=0.7)
+    assert thread.holds(screw) is caught and not screw.success
+    if caught:
+        assert np.linalg.norm(screw.position(thread.part) - thread.seat(screw)) < 1e-3
+
+
+def test_only_turned_tight_counts(screw: Simulation) -> None:
+    screw.reset(2)
+    thread = threads(screw)[0]
+    set_down(screw, thread)
+    for angle, tight in ((0.0, False), (TIGHT - 0.03, False), (TIGHT + 0.03, True)):
+        turn(screw, thread, angle)
+        assert screw.task.success(screw) is tight
+    screw.data.qvel[thread.velocity] = 0.1
+    assert not screw.task.success(screw), "it turns"
+    screw.data.qvel[thread.velocity] = 0.0
+    screw.data.eq_active[thread.hold] = 1
+    assert not screw.task.success(screw), "the hand holds it"
+    screw.data.eq_active[thread.hold] = 0
+    screw.data.qpos[screw.fingers] = 0.03
+    assert not screw.task.success(screw), "the fingers are around it"
+
+
+def test_the_wrong_place_and_the_floor(screw: Simulation) -> None:
+    name = SCREWED[screw.task.name]
+    screw.reset(3)
+    set_down(screw, threads(screw)[1])
+    assert screw.failure == name and not screw.success
+    screw.reset(3)
+    thread = threads(screw)[0]
+    screw.place(thread.part, [0.5, 0.9, 0.3])
+    mujoco.mj_forward(screw.model, screw.data)
+    assert screw.task.failure(screw) == "dropped"
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.8])
+def test_loose_is_pulled_off_and_tight_is_not(screw: Simulation, angle: float) -> None:
+    screw.reset(4)
+    thread = threads(screw)[0]
+    act_until(screw, lambda: thread.holds(screw) and screw.holding(thread.part) and thread.angle(screw) >= angle)
+    for _ in range(15):
+        screw.advance(screw.end_effector_to_joint_velocity([0, 0, 0.012, 0, 0, 0, 0]))
+    if angle < LOOSE:
+        assert not thread.holds(screw) and screw.holding(thread.part)
+    else:
+        assert thread.holds(screw) and not screw.holding(thread.part)
+        assert np.linalg.norm(screw.position(thread.part) - thread.seat(screw)) < 2e-3
+    assert run_expert(screw)
+
+
+def test_a_thread_that_gave_its_part_back_starts_anew(screw: Simulation) -> None:
+    screw.reset(4)
+    thread = threads(screw)[0]
+    act_until(screw, lambda: thread.holds(screw) and screw.holding(thread.part))
+    act_until(screw, lambda: thread.angle(screw) > 0.3 * LOOSE)
+    assert thread.angle(screw) < LOOSE
+    for _ in range(6):
+        screw.advance(screw.end_effector_to_joint_velocity([0, 0, 0.012, 0, 0, 0, 0]))
+    assert not thread.holds(screw) and abs(thread.angle(screw)) < 1e-3
+
+
+def test_a_snapshot_right_after_the_catch_is_complete(screw: Simulation) -> None:
+    screw.reset(4)
+    thread = threads(screw)[0]
+    screw.place(thread.part, thread.seat(screw) + [0.003, 0, 0.001], 0.3)
+    mujoco.mj_step1(screw.model, screw.data)
+    thread.follow(screw)
+    assert thread.holds(screw)
+    snapshot = screw.snapshot()
+    screw.advance([*np.zeros(7), 1.0])
+    later = screw.data.qpos.copy()
+    screw.restore(snapshot)
+    screw.advance([*np.zeros(7), 1.0])
+    assert np.array_equal(screw.data.qpos, later)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.5, 1.2])
+def test_let_go_half_way_it_is_gripped_again(screw: Simulation, angle: float) -> None:
+    screw.reset(5, arm_noise=0.12)
+    thread = threads(screw)[0]
+    act_until(screw, lambda: thread.holds(screw) and thread.angle(screw) >= angle)
+    rise(screw, 10)
+    assert not screw.success and not screw.holding(thread.part)
+    assert run_expert(screw)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_dropped_on_the_way_it_is_picked_up_again(screw: Simulation, seed: int) -> None:
+    screw.reset(seed)
+    part = threads(screw)[0].part
+    act_until(screw, lambda: screw.holding(part) and bool(screw.position(part)[2] > 0.84))
+    for _ in range(6):
+        screw.advance([*np.zeros(7), 1.0])
+    assert not screw.holding(part)
+    assert run_expert(screw)
