@@ -44,7 +44,8 @@ from .policy import Policy
 from .tabletop.demos import EVALUATION_SEEDS, DemoConfig, DemoSummary, record_demos
 from .traces.projection import project_episode
 from .training.batches import Sampling
-from .training.loop import TrainConfig, TrainResult, train
+from .training.config import TrainConfig, TrainResult
+from .training.loop import train
 
 # %% ../nbs/14a_quickstart.ipynb #db1a65b0
 OTHER_MODE = {"end_effector_delta": "joint_velocity", "joint_velocity": "end_effector_delta"}

@@ -27,8 +27,10 @@ from llarva.models.text import ACTION_NUMBER, EOS, IMAGE, POINT_NUMBER, PROMPT, 
 from llarva.models.tiny import TinySize, make_tiny
 from llarva.tabletop.demos import DemoConfig, record_demos
 from llarva.training.batches import BatchMaker, RowSampler, Sampling, TrainingError, open_rows
-from llarva.training.loop import TrainConfig, TrainingModule, make_batch, object_names, train
+from llarva.training.config import TrainConfig
+from llarva.training.loop import StepBatches, train
 from llarva.training.losses import LossWeights
+from llarva.training.module import TrainingModule, object_names
 from llarva.training.optimizers import schedule
 from llarva.training.state import newest_state
 
@@ -202,8 +204,8 @@ def test_batches_depend_on_the_step_only(rows: Path, trained: Path, tmp_path: Pa
     checkpoint, table = load_checkpoint(trained), open_rows([rows], tmp_path)
     maker = BatchMaker(table, checkpoint.format, checkpoint.processor, object_names(table), 32)
     sampler = RowSampler(table["task"], table["step"], config.sampling, config.seed)
-    whole = make_batch(config, maker, sampler, 5, rank=0, world=1)
-    halves = [make_batch(config, maker, sampler, 5, rank=rank, world=2) for rank in (0, 1)]
+    whole = StepBatches(config, maker, sampler)[5]
+    halves = [StepBatches(config, maker, sampler, rank, 2)[5] for rank in (0, 1)]
     assert torch.equal(whole.pixels[0::2], halves[0].pixels) and torch.equal(whole.pixels[1::2], halves[1].pixels)
     assert int((whole.ids == IMAGE).sum()) == 8 * 64
     kinds = whole.kinds
@@ -216,11 +218,20 @@ def test_batches_depend_on_the_step_only(rows: Path, trained: Path, tmp_path: Pa
     assert whole.dense.max() <= len(named) and bool((whole.dense > 0).any())
 
 
+def test_loaders_change_no_batch(rows: Path, trained: Path, tmp_path: Path) -> None:
+    config = configure(rows, tmp_path, sampling=Sampling(batch_size=4), loaders=2)
+    checkpoint, table = load_checkpoint(trained), open_rows([rows], tmp_path)
+    maker = BatchMaker(table, checkpoint.format, checkpoint.processor, object_names(table), 32)
+    batches = StepBatches(config, maker, RowSampler(table["task"], table["step"], config.sampling, 0))
+    for step, batch in zip(range(3, config.steps), batches.loader(3), strict=True):
+        assert torch.equal(batch.ids, batches[step].ids) and torch.equal(batch.pixels, batches[step].pixels)
+
+
 def test_padding_changes_no_loss(rows: Path, trained: Path, tmp_path: Path) -> None:
     config = configure(rows, tmp_path, sampling=Sampling(batch_size=2, points=1))
     checkpoint, table = load_checkpoint(trained), open_rows([rows], tmp_path)
     maker = BatchMaker(table, checkpoint.format, checkpoint.processor, object_names(table), 32)
-    batch = make_batch(config, maker, RowSampler(table["task"], table["step"], config.sampling, 0), 0, 0, 1)
+    batch = StepBatches(config, maker, RowSampler(table["task"], table["step"], config.sampling, 0))[0]
     module = TrainingModule(checkpoint.model, maker.numbers, LossWeights(dense=0), 0, 32).eval()
     pad = torch.zeros(2, 9, dtype=torch.long)
     with torch.no_grad():
