@@ -142,7 +142,7 @@ class ReachAndDrag(Task):
         heading = sim.rotation("stick")[:2, 0]
         yaw = float(np.arctan2(heading[1], heading[0]))
         if sim.holding("stick"):
-            return self.drag(sim, position, down_rotation(turned - yaw))
+            return self.drag(sim, position, sim.rotation("stick").T @ rotation)
         grip = sim.position("stick") + np.array([0.0, 0.0, GRIP])
         hand = down_rotation(grasp_yaw(yaw, turned))
         aside, above = float(np.linalg.norm(position[:2] - grip[:2])), float(position[2] - grip[2])
