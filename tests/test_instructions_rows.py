@@ -14,7 +14,7 @@ from llarva.errors import LlarvaError
 from llarva.instructions.dataset import RowStore, build_rows, fit_numbers, write_rows
 from llarva.instructions.format import InstructionFormat
 from llarva.instructions.numbers import BinNumbers, DecimalNumbers
-from llarva.instructions.rows import BuildConfig, Clipping, RowError, action_chunks, episode_rows
+from llarva.instructions.rows import BuildConfig, RowError, Tally, action_chunks, episode_rows
 from llarva.kinematics import forward_kinematics, quaternion_xyzw
 from llarva.robots import get_robot
 
@@ -141,11 +141,11 @@ def test_clipping_is_counted_per_field():
         }
     )
     form = dataclasses.replace(PLAIN, numbers=numbers)
-    clipping = Clipping(form)
-    episode_rows(episode(0), BuildConfig(form, control_modes={"joint_velocity": 1}), clipping)
-    clipped, total = clipping.counts["action:joint_velocity"]
+    tally = Tally(form)
+    episode_rows(episode(0), BuildConfig(form, control_modes={"joint_velocity": 1}), tally)
+    clipped, total = tally.clipped["action:joint_velocity"]
     assert total == 11 * 2 * 8 and 0.5 * total < clipped <= total
-    assert clipping.counts["state:joint_velocity"][0] == 0
+    assert tally.clipped["state:joint_velocity"][0] == 0
 
 
 def test_broken_episodes_are_refused_by_name():
@@ -293,3 +293,44 @@ def test_missing_commands_are_the_sources_own_error():
     made = dataclasses.replace(episode(0), control_mode="end_effector_delta")
     with pytest.raises(EpisodeError, match="joint_velocity_command"):
         episode_rows(made, BuildConfig(PLAIN, control_modes={"joint_velocity": 1}))
+
+
+WORDS = ("instructions", "object_names")
+
+
+def without_words(folder):
+    """Make a store look as if it had been built before the index listed words."""
+    index = json.loads((folder / "store.json").read_text())
+    (folder / "store.json").write_text(json.dumps({key: index[key] for key in index if key not in WORDS}))
+
+
+@pytest.mark.parametrize("phrasings", ["any", "first"])
+def test_the_index_lists_the_words_of_the_rows(store, tmp_path, phrasings):
+    config = BuildConfig(PLAIN, phrasings=phrasings, episodes_per_shard=2)
+    build_rows(store, config, tmp_path / "rows")
+    listed = RowStore(tmp_path / "rows")
+    asked = {PLAIN.parse_prompt(row["prompt"]).instruction for row in listed}
+    assert listed.instructions == tuple(sorted(asked)) and (len(asked) == 1) == (phrasings == "first")
+    assert listed.object_names == ("desk", "lamp", "wall")
+    without_words(tmp_path / "rows")
+    older = RowStore(tmp_path / "rows")
+    assert (older.instructions, older.object_names) == (listed.instructions, listed.object_names)
+    assert older.fingerprint() == listed.fingerprint()
+
+
+def test_an_older_unfinished_store_is_completed_with_all_words(store, tmp_path):
+    folder, config = tmp_path / "rows", BuildConfig(PLAIN, episodes_per_shard=2)
+    build_rows(store, config, folder)
+    whole = (folder / "store.json").read_bytes()
+    without_words(folder)
+    (folder / "data/part-00001.parquet").unlink()
+    assert build_rows(store, config, folder).shards_written == 2
+    assert (folder / "store.json").read_bytes() == whole
+
+
+def test_words_of_rows_from_elsewhere(tmp_path):
+    rows = episode_rows(episode(0), BuildConfig(PLAIN))
+    write_rows(rows, PLAIN, tmp_path / "rows", {}, rows_per_shard=4)
+    assert set(RowStore(tmp_path / "rows").instructions) <= set(episode(0).instructions)
+    with pytest.raises(RowError, match="wave-0/00003"):
+        write_rows([*rows[:3], rows[3] | {"prompt": "What now?"}], PLAIN, tmp_path / "bad", {})

@@ -7,25 +7,33 @@ __all__ = ['Stores', 'BuildSummary', 'build_rows', 'write_rows', 'RowStore', 'fi
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #948d7bb7
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..episodes.records import Episode, actions_in
 from ..episodes.store import EpisodeStore
 from .format import InstructionFormat
 from .numbers import Array, BinNumbers
-from .rows import SCHEMA, BuildConfig, Clipping, RowError, episode_rows, episode_states
+from .rows import BuildConfig, RowError, Tally, episode_rows, episode_states
+from llarva.instructions.shards import (
+    note_rows,
+    note_words,
+    open_index,
+    read_index,
+    read_rows,
+    stored_words,
+    write_index,
+    write_shard,
+)
 
 Stores: TypeAlias = EpisodeStore | Sequence[EpisodeStore]
 
@@ -60,17 +68,16 @@ def build_rows(stores: Stores, config: BuildConfig, out: str | Path, progress: b
         raise RowError(
             f"The stores must hold at least one episode and no id twice: {len(ids)}, {len(set(ids))} different."
         )
-    index = _open_index(folder, config.to_json(), [store.fingerprint() for store in stores])
+    index = open_index(folder, config.to_json(), [store.fingerprint() for store in stores])
     done, count = len(index["shards"]), -(-len(ids) // config.episodes_per_shard)
     episodes = _episodes(stores, done * config.episodes_per_shard)
     for number in tqdm(range(done, count), disable=not progress, desc="rows", unit="shard"):
-        clipping, stretch = Clipping(config.format), list(islice(episodes, config.episodes_per_shard))
-        rows = [row for episode in stretch for row in episode_rows(episode, config, clipping)]
-        index["shards"].append(
-            _write_shard(folder, number, rows) | {"episodes": len(stretch), "clipped": clipping.counts}
-        )
+        tally, stretch = Tally(config.format), list(islice(episodes, config.episodes_per_shard))
+        rows = [row for episode in stretch for row in episode_rows(episode, config, tally)]
+        index["shards"].append(write_shard(folder, number, rows) | {"episodes": len(stretch), "clipped": tally.clipped})
+        note_words(index, tally.instructions, tally.object_names)
         index["complete"] = number + 1 == count
-        _write_json(folder / "store.json", index)
+        write_index(folder, index)
     return _summary(index, count - done)
 
 
@@ -84,76 +91,6 @@ def _episodes(stores: Sequence[EpisodeStore], skip: int) -> Iterator[Episode]:
         skip = max(0, skip - len(store))
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #c99f52c1
-def _open_index(folder: Path, config: dict[str, Any], sources: list[str]) -> dict[str, Any]:
-    fresh = {
-        "version": 1,
-        "kind": "instruction rows",
-        "format": config["format"],
-        "config": config,
-        "sources": sources,
-        "shards": [],
-        "complete": False,
-    }
-    if not (folder / "store.json").exists():
-        if any((folder / "data").glob("*.parquet")):
-            raise RowError(f"{folder / 'data'} holds Parquet files but no store.json belongs to them.")
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        (folder / "README.md").write_text(_README)
-        return fresh
-    index = _read_index(folder)
-    for key in ("config", "sources"):
-        if index.get(key) != fresh[key]:
-            raise RowError(
-                f"{folder} was built with another {'configuration' if key == 'config' else 'set of episodes'}; "
-                "choose another folder or remove it."
-            )
-    for number, shard in enumerate(index["shards"]):
-        if not (folder / shard["file"]).exists() or (folder / shard["file"]).stat().st_size != shard["bytes"]:
-            index["shards"], index["complete"] = index["shards"][:number], False
-            break
-    return index
-
-
-_README = """---
-configs:
-- config_name: default
-  data_files: data/*.parquet
----
-Instruction rows: one row per frame, with its image, prompt and answer. Readable by `datasets.load_dataset`.
-"""
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((folder / "store.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RowError(f"{folder / 'store.json'} cannot be read: {error}") from error
-    if not isinstance(index, dict) or index.get("kind") != "instruction rows" or index.get("version") != 1:
-        raise RowError(f"{folder / 'store.json'} does not describe instruction rows of version 1.")
-    return index
-
-# %% ../../nbs/06f_instructions.dataset.ipynb #162388f2
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1, sort_keys=True))
-    _name(partial, path)
-
-
-def _name(partial: Path, path: Path) -> None:
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())  # a name must never point at bytes that are still on their way to the disk
-    os.replace(partial, path)
-
-
-def _write_shard(folder: Path, number: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    name = f"data/part-{number:05d}.parquet"
-    partial = folder / f"{name}.partial"
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), partial, compression="zstd", row_group_size=512)
-    size, digest = partial.stat().st_size, sha256(partial.read_bytes()).hexdigest()
-    _name(partial, folder / name)
-    return {"file": name, "bytes": size, "sha256": digest, "rows": len(rows)}
-
-
 def _summary(index: Mapping[str, Any], written: int) -> BuildSummary:
     clipped: dict[str, tuple[int, int]] = {}
     for shard in index["shards"]:
@@ -176,13 +113,14 @@ def write_rows(
     folder = Path(out)
     if (folder / "store.json").exists() or any((folder / "data").glob("*.parquet")):
         raise RowError(f"{folder} already holds rows; choose another folder.")
-    index = _open_index(folder, {"format": format.to_json(), "origin": dict(origin)}, [])
+    index = open_index(folder, {"format": format.to_json(), "origin": dict(origin)}, [])
     source = iter(rows)
     while stretch := list(islice(source, rows_per_shard)):
-        shard = _write_shard(folder, len(index["shards"]), stretch)
+        shard = write_shard(folder, len(index["shards"]), stretch)
         index["shards"].append(shard | {"episodes": len({row["episode_id"] for row in stretch}), "clipped": {}})
+        note_rows(index, format, stretch)
     index["complete"] = True
-    _write_json(folder / "store.json", index)
+    write_index(folder, index)
     return sum(shard["rows"] for shard in index["shards"])
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #df6d4e04
@@ -191,7 +129,7 @@ class RowStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.info = _read_index(self.folder)
+        self.info = read_index(self.folder)
         if not self.info["complete"]:
             raise RowError(f"{self.folder} is unfinished; build it again with the same settings to complete it.")
         self.format = InstructionFormat.from_json(self.info["format"])
@@ -201,13 +139,21 @@ class RowStore:
         return self.summary.rows
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for shard in self.info["shards"]:
-            path = self.folder / shard["file"]
-            try:
-                for batch in pq.ParquetFile(path).iter_batches(batch_size=256):
-                    yield from batch.to_pylist()
-            except (OSError, pa.ArrowInvalid) as error:
-                raise RowError(f"{path} cannot be read: {error}") from error
+        return read_rows(self.folder, self.info)
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Every instruction that a prompt of the store gives, sorted."""
+        return tuple(self._words["instructions"])
+
+    @property
+    def object_names(self) -> tuple[str, ...]:
+        """Every name of an object that a row marks, sorted."""
+        return tuple(self._words["object_names"])
+
+    @cached_property
+    def _words(self) -> dict[str, list[str]]:
+        return stored_words(self.folder, self.info)
 
     def fingerprint(self) -> str:
         """Return a digest of the contents: equal for equal rows, in equal order, with equal settings."""
