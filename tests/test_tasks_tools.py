@@ -1,4 +1,4 @@
-"""Tasks done with a tool: what counts as success, what as failure, snapshots, and recoveries."""
+"""Tasks done with a tool, and what holds for every task here: success, failure, snapshots, recoveries."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,11 +14,12 @@ from llarva.tabletop.scene import COLOURS, TABLE_HEIGHT
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.base import Task
 from llarva.tabletop.tasks.colours import DISTINCT, other_colours
+from llarva.tabletop.tasks.place_wine_at_rack_location import PlaceWine
 from llarva.tabletop.tasks.reach_and_drag import CHOICES, CLEAR, CUBE, REACHED, ReachAndDrag
 from llarva.tabletop.tasks.sweep_to_dustpan_of_size import CRUMB, CRUMBS, INSIDE, PAN, PANS, SweepToDustpan
 
 needs_gl = pytest.mark.skipif(BACKEND is None, reason="no GL library to render with")
-TASKS = (ReachAndDrag, SweepToDustpan)
+TASKS = (ReachAndDrag, SweepToDustpan, PlaceWine)
 ARM_NOISE = 0.12  # rad
 
 
@@ -100,7 +101,8 @@ def test_phrasings_differ_and_use_the_names_of_things(sim: Simulation) -> None:
         seen |= set(phrasings)
         named = [{name for name in sim.task.objects(sim) if name in phrase} for phrase in phrasings]
         assert all(named[0] <= names for names in named) and len(named[0]) >= 2
-        assert all(len([name for name in names if name.split()[-1] in ("target", "dustpan")]) == 1 for names in named)
+        goals = [[name for name in names if name.split()[-1] in ("target", "dustpan", "place")] for names in named]
+        assert all(len(goal) == 1 for goal in goals)
 
 
 def test_a_snapshot_continues_to_the_last_bit(sim: Simulation) -> None:
