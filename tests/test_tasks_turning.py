@@ -1,4 +1,4 @@
-"""Turning a tap and closing a jar: the right thing, far enough, let go and at rest."""
+"""Turning a tap, closing a jar, screwing in a bulb: the right thing, far enough, let go and at rest."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,12 +16,13 @@ from llarva.tabletop.scene import COLOURS
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.base import Task
 from llarva.tabletop.tasks.close_jar import CloseJar
+from llarva.tabletop.tasks.light_bulb_in import WARM, LightBulbIn
 from llarva.tabletop.tasks.screwing import LOOSE, TIGHT, Thread, distinct_colour, turning_yaw
 from llarva.tabletop.tasks.turn_tap import HANDLES, OTHER, TURNED, TurnTap
 
 needs_gl = pytest.mark.skipif(BACKEND is None, reason="no GL library to render with")
-TASKS: tuple[type[Task], ...] = (TurnTap, CloseJar)
-VARIATIONS = {"turn_tap": (0, 1), "close_jar": (0, 9, 18)}
+TASKS: tuple[type[Task], ...] = (TurnTap, CloseJar, LightBulbIn)
+VARIATIONS = {"turn_tap": (0, 1), "close_jar": (0, 9, 18), "light_bulb_in": (0, 9, 18)}
 
 
 @pytest.fixture(scope="module", params=TASKS, ids=lambda task: task.name)
@@ -31,12 +32,23 @@ def sim(request: pytest.FixtureRequest) -> Iterator[Simulation]:
     simulation.close()
 
 
-SCREWED = {"close_jar": "wrong_jar"}
-
-
-@pytest.fixture(scope="module", params=[task for task in TASKS if task.name in SCREWED], ids=lambda task: task.name)
+@pytest.fixture(scope="module", params=(CloseJar, LightBulbIn), ids=lambda task: task.name)
 def screw(request: pytest.FixtureRequest) -> Iterator[Simulation]:
     simulation = Simulation(request.param())
+    yield simulation
+    simulation.close()
+
+
+@pytest.fixture(scope="module")
+def jars() -> Iterator[Simulation]:
+    simulation = Simulation(CloseJar())
+    yield simulation
+    simulation.close()
+
+
+@pytest.fixture(scope="module")
+def bulbs() -> Iterator[Simulation]:
+    simulation = Simulation(LightBulbIn())
     yield simulation
     simulation.close()
 
@@ -264,18 +276,6 @@ def test_only_turned_tight_counts(screw: Simulation) -> None:
     assert not screw.task.success(screw), "the fingers are around it"
 
 
-def test_the_wrong_place_and_the_floor(screw: Simulation) -> None:
-    name = SCREWED[screw.task.name]
-    screw.reset(3)
-    set_down(screw, threads(screw)[1])
-    assert screw.failure == name and not screw.success
-    screw.reset(3)
-    thread = threads(screw)[0]
-    screw.place(thread.part, [0.5, 0.9, 0.3])
-    mujoco.mj_forward(screw.model, screw.data)
-    assert screw.task.failure(screw) == "dropped"
-
-
 @pytest.mark.parametrize("angle", [0.0, 0.8])
 def test_loose_is_pulled_off_and_tight_is_not(screw: Simulation, angle: float) -> None:
     screw.reset(4)
@@ -327,12 +327,74 @@ def test_let_go_half_way_it_is_gripped_again(screw: Simulation, angle: float) ->
     assert run_expert(screw)
 
 
+# The jar
+
+def test_the_wrong_jar_and_the_floor(jars: Simulation) -> None:
+    jars.reset(3)
+    set_down(jars, threads(jars)[1])
+    assert jars.failure == "wrong_jar" and not jars.success
+    jars.reset(3)
+    jars.place("lid", [0.5, 0.9, 0.3])
+    mujoco.mj_forward(jars.model, jars.data)
+    assert jars.task.failure(jars) == "dropped"
+
+
 @pytest.mark.parametrize("seed", [1, 2])
-def test_dropped_on_the_way_it_is_picked_up_again(screw: Simulation, seed: int) -> None:
-    screw.reset(seed)
-    part = threads(screw)[0].part
-    act_until(screw, lambda: screw.holding(part) and bool(screw.position(part)[2] > 0.84))
+def test_a_lid_dropped_on_the_way_is_picked_up_again(jars: Simulation, seed: int) -> None:
+    jars.reset(seed)
+    act_until(jars, lambda: jars.holding("lid") and bool(jars.position("lid")[2] > 0.84))
     for _ in range(6):
-        screw.advance([*np.zeros(7), 1.0])
-    assert not screw.holding(part)
-    assert run_expert(screw)
+        jars.advance([*np.zeros(7), 1.0])
+    assert not jars.holding("lid")
+    assert run_expert(jars)
+
+
+# The bulb
+
+def test_the_wrong_bulb_and_the_floor(bulbs: Simulation) -> None:
+    bulbs.reset(3)
+    x, y, z = bulbs.position("bulb1")
+    lifted, out, gone = [x, y, z + 0.015], [x, y, z + 0.03], [0.5, 0.9, 0.3]
+    for place, failure in ((lifted, None), (out, "wrong_bulb"), (gone, "wrong_bulb")):
+        bulbs.place("bulb1", place)
+        mujoco.mj_forward(bulbs.model, bulbs.data)
+        assert bulbs.task.failure(bulbs) == failure
+    bulbs.reset(3)
+    bulbs.place("bulb0", [0.5, 0.9, 0.3])
+    mujoco.mj_forward(bulbs.model, bulbs.data)
+    assert bulbs.task.failure(bulbs) == "fallen"
+    bulbs.data.eq_active[threads(bulbs)[0].hold] = 1
+    assert bulbs.task.failure(bulbs) is None, "in the hand it has not fallen"
+
+
+def test_a_bulb_let_go_on_the_way_falls_over(bulbs: Simulation) -> None:
+    bulbs.reset(1)
+    start = bulbs.position("bulb0")
+    act_until(bulbs, lambda: bool(np.linalg.norm((bulbs.position("bulb0") - start)[:2]) > 0.06))
+    assert bulbs.failure is None
+    for _ in range(30):
+        bulbs.advance([*np.zeros(7), 1.0])
+    assert bulbs.failure == "fallen"
+
+
+def test_a_bulb_shines_when_it_is_tight(bulbs: Simulation) -> None:
+    bulbs.reset(2, variation=4)
+    glass = bulbs.model.geom("bulb0_glass")
+    before = glass.rgba.copy()
+    act_until(bulbs, lambda: threads(bulbs)[0].holds(bulbs))
+    snapshot = bulbs.snapshot()
+    assert np.array_equal(glass.rgba, before)
+    assert run_expert(bulbs)
+    assert np.allclose(glass.rgba, WARM)
+    bulbs.restore(snapshot)
+    assert np.array_equal(glass.rgba, before)
+
+
+def test_bulbs_stand_in_their_holders(bulbs: Simulation) -> None:
+    for seed in range(4):
+        bulbs.reset(seed)
+        for _ in range(20):
+            bulbs.advance([*np.zeros(7), 1.0])
+        for k in range(2):
+            off = bulbs.position(f"bulb{k}") - bulbs.position(f"holder{k}")
+            assert np.linalg.norm(off[:2]) < 0.002 and bulbs.rotation(f"bulb{k}")[2, 2] > 0.999
