@@ -1,7 +1,8 @@
-"""Stacking blocks: what counts as a tower, what as failure, and recoveries."""
+"""Towers of blocks and rings on pegs: what counts as success, what as failure, and recoveries."""
 
 from collections.abc import Iterator
 
+import mujoco
 import numpy as np
 import pytest
 import task_checks as checks
@@ -12,18 +13,29 @@ from llarva.tabletop.experts import run_expert
 from llarva.tabletop.gl import BACKEND
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.base import Task
+from llarva.tabletop.tasks.insert_onto_square_peg import AROUND, BAR, BOARD_TOP, PEGS, InsertOntoSquarePeg
 from llarva.tabletop.tasks.picking import scatter
 from llarva.tabletop.tasks.stack_blocks import BLOCKS, HALF, PALETTE, SAME, TOP, StackBlocks
 
 needs_gl = pytest.mark.skipif(BACKEND is None, reason="no GL library to render with")
-TASKS: tuple[type[Task], ...] = (StackBlocks,)
-VARIATIONS = {"stack_blocks": (1, 58)}
-NAMES = {"stack_blocks": lambda variation: (f"{PALETTE[variation % 20]} blocks",)}
+TASKS: tuple[type[Task], ...] = (StackBlocks, InsertOntoSquarePeg)
+VARIATIONS = {"stack_blocks": (1, 58), "insert_onto_square_peg": (0, 9, 18)}
+NAMES = {
+    "stack_blocks": lambda variation: (f"{PALETTE[variation % 20]} blocks",),
+    "insert_onto_square_peg": lambda variation: (f"{PALETTE[variation]} peg", "ring"),
+}
 
 
 @pytest.fixture(scope="module", params=TASKS, ids=lambda task: task.name)
 def sim(request: pytest.FixtureRequest) -> Iterator[Simulation]:
     simulation = Simulation(request.param())
+    yield simulation
+    simulation.close()
+
+
+@pytest.fixture(scope="module")
+def pegs() -> Iterator[Simulation]:
+    simulation = Simulation(InsertOntoSquarePeg())
     yield simulation
     simulation.close()
 
@@ -142,6 +154,64 @@ def test_a_neighbour_in_the_way_of_a_finger(blocks: Simulation) -> None:
         move(blocks, name, [0.06 * int(name[-1]), -0.3, TOP + HALF])
     act_until(blocks, lambda: blocks.holding(BLOCKS[0]))
     assert abs(blocks.rotation("panda_hand")[1, 1]) < 0.4, "the fingers close across"
+
+
+# Ring and pegs
+
+def put_around(sim: Simulation, peg: int, aside: float = 0.0, above: float = 0.0) -> None:
+    x, y = sim.position(f"peg{peg}")[:2]
+    move(sim, "ring", [x + aside, y, BOARD_TOP + BAR[1] + 0.0005 + above])
+
+
+def test_a_ring_counts_when_it_is_down_and_let_go(pegs: Simulation) -> None:
+    pegs.reset(1)
+    goal = pegs.task.goal  # type: ignore[attr-defined]
+    put_around(pegs, goal)
+    assert pegs.task.success(pegs) and pegs.task.failure(pegs) is None
+    put_around(pegs, goal, above=0.03)
+    assert not pegs.task.success(pegs), "still above the board"
+    put_around(pegs, goal, aside=AROUND + 0.002)
+    assert not pegs.task.success(pegs), "beside the peg"
+    put_around(pegs, goal)
+    pegs.data.joint("ring").qvel[2] = -0.05
+    mujoco.mj_forward(pegs.model, pegs.data)
+    assert not pegs.task.success(pegs), "falling"
+    put_around(pegs, goal)
+    pegs.data.eq_active[pegs.model.equality("hold_ring").id] = 1
+    assert not pegs.task.success(pegs), "the hand holds it"
+
+
+def test_the_wrong_peg_and_the_floor(pegs: Simulation) -> None:
+    pegs.reset(1)
+    goal = pegs.task.goal  # type: ignore[attr-defined]
+    for peg in range(PEGS):
+        put_around(pegs, peg)
+        assert pegs.task.failure(pegs) == (None if peg == goal else "wrong_peg")
+    move(pegs, "ring", [0.5, 0.9, 0.3])
+    assert pegs.task.failure(pegs) == "dropped"
+
+
+def test_a_ring_cannot_pass_through_a_peg(pegs: Simulation) -> None:
+    pegs.reset(1)
+    put_around(pegs, pegs.task.goal)  # type: ignore[attr-defined]
+    pegs.data.joint("ring").qvel[0] = 0.5
+    wait(pegs, 20)
+    assert pegs.task.is_around(pegs, pegs.task.goal)  # type: ignore[attr-defined]
+
+
+def test_a_dropped_ring_is_picked_up_again(pegs: Simulation) -> None:
+    pegs.reset(2)
+    act_until(pegs, lambda: pegs.holding("ring") and pegs.position("ring")[2] > 0.8)
+    wait(pegs, 8)
+    assert not pegs.holding("ring")
+    assert run_expert(pegs)
+
+
+@pytest.mark.parametrize("yaw", [0.8, -0.8])
+def test_a_turned_ring_is_taken_too(pegs: Simulation, yaw: float) -> None:
+    pegs.reset(3)
+    move(pegs, "ring", [0.13, 0.05, 0.7635], yaw)
+    assert run_expert(pegs)
 
 
 # Room

@@ -31,7 +31,10 @@ def hand_yaw(sim: Simulation) -> float:
 
 
 def pick(sim: Simulation, grip: Vector, yaw: float, safe_height: float) -> Target:
-    """Open, come from above, and close around `grip` [3], which is turned by `yaw`; world metres and radians."""
+    """Open, come from above, and close around `grip` [3], which is turned by `yaw`; world metres and radians.
+
+    What is gripped is at least 3 cm wide: fingers that are closer together have closed on nothing and open again.
+    """
     position, _ = sim.end_effector_pose()
     opening = sim.gripper_opening
     hand = down_rotation(grasp_yaw(yaw, hand_yaw(sim)))
