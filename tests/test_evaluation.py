@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import imageio.v3
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -35,7 +36,7 @@ from llarva.evaluation.statistics import (
     mcnemar,
     wilson,
 )
-from llarva.evaluation.video import Frame, VideoError, draw_trace, gif_bytes, strip, write_film
+from llarva.evaluation.video import Frame, VideoError, draw_trace, gif_bytes, mp4_bytes, strip, write_film
 from llarva.instructions.format import InstructionFormat
 from llarva.instructions.numbers import BinNumbers, Range
 from llarva.models.checkpoints import Checkpoint
@@ -401,9 +402,26 @@ def test_films_keep_real_time_and_the_last_frame(tmp_path: Path) -> None:
     assert abs(int(np.asarray(film.convert("RGB"))[0, 0, 0]) - 12 * 19) <= 6
     assert strip(frames, count=5, scale=1).shape == (16, 5 * 16 + 4 * 4, 3)
     assert strip(frames[:1], count=5, scale=1).shape == (16, 16, 3)
-    for call in (lambda: write_film(tmp_path / "x.gif", []), lambda: strip([]), lambda: gif_bytes([])):
+    no_film = (lambda: gif_bytes([]), lambda: mp4_bytes([]), lambda: write_film(tmp_path / "film.avi", frames))
+    for call in (lambda: write_film(tmp_path / "x.gif", []), lambda: strip([]), *no_film):
         with pytest.raises(VideoError):
             call()
+
+
+@pytest.mark.parametrize("side", [16, 17])
+def test_both_film_formats_show_the_same_frames(side: int, tmp_path: Path) -> None:
+    frames = [Frame(np.full((side, side, 3), 12 * i, np.uint8), None, i) for i in range(20)]
+    gif = Image.open(write_film(tmp_path / "film.gif", frames, scale=1))
+    path = write_film(tmp_path / "film.mp4", frames, scale=1)
+    film = imageio.v3.imread(path, plugin="FFMPEG")
+    assert path.read_bytes() == write_film(tmp_path / "again.mp4", frames, scale=1).read_bytes()
+    assert imageio.v3.immeta(path, plugin="FFMPEG")["fps"] == 10
+    # The last frame stays for a second, and sizes are rounded up to even numbers.
+    assert film.shape == (gif.n_frames + 10, side + side % 2, side + side % 2, 3)
+    for k in range(gif.n_frames):
+        gif.seek(k)
+        assert np.abs(film[k].mean() - np.asarray(gif.convert("RGB")).mean()) < 4
+    assert np.abs(film[-1].mean() - film[gif.n_frames - 1].mean()) < 2
 
 
 # ---- the report
@@ -460,3 +478,16 @@ def test_report_is_one_file_without_network_and_escapes_text(tmp_path: Path) -> 
 def test_broken_pieces_are_refused(call: Any) -> None:
     with pytest.raises(report.ReportError):
         call()
+
+
+def test_appearance_seed_gives_every_scene_its_own_look() -> None:
+    config = EvaluationConfig("c", "o", tasks=("push_buttons", "open_drawer"), episodes=3, appearance_seed=7)
+    looks = [scene.appearance_seed for batch in scenes_of(config) for scene in batch]
+    assert len(set(looks)) == 3 and looks[:3] == looks[3:]  # of the seed, not of the task
+    plain = scenes_of(replace(config, appearance_seed=None))
+    assert all(scene.appearance_seed is None for batch in plain for scene in batch)
+
+
+def test_a_suite_stands_for_its_tasks() -> None:
+    config = EvaluationConfig("c", "o", tasks=("rlbench-12",), episodes=1)
+    assert len(scenes_of(config)) == 12

@@ -30,7 +30,7 @@ RANKS = {
     name: rank
     for rank, names in enumerate(
         [
-            ("errors",),
+            ("errors", "suites"),
             ("robots", "kinematics"),
             ("cards",),
             ("cameras",),

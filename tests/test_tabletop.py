@@ -377,3 +377,34 @@ def test_gymnasium_agrees() -> None:
     env = llarva.tabletop.env.TabletopEnv("push_buttons", image_size=32)
     check_env(env, skip_render_check=True)
     env.close()
+
+
+def test_appearance_changes_the_picture_and_nothing_else() -> None:
+    plain, looked = Simulation(get_task("push_buttons"), 64), Simulation(get_task("push_buttons"), 64)
+    plain.reset(3)
+    looked.reset(3, appearance_seed=8)
+    assert not np.array_equal(plain.render(), looked.render())
+    picture, pose = looked.render(), looked.camera()[1]
+    assert 0 < np.abs(pose - plain.camera()[1]).max() < 0.03
+    for sim in (plain, looked):
+        for _ in range(5):
+            sim.advance(sim.end_effector_to_joint_velocity(expert_action(sim)))
+    assert np.array_equal(plain.data.qpos, looked.data.qpos)
+    snapshot = looked.snapshot()
+    looked.reset(3)
+    assert np.array_equal(looked.camera()[1], Simulation(get_task("push_buttons"), 64).camera()[1])
+    looked.restore(snapshot)
+    assert np.array_equal(looked.camera()[1], pose)
+    looked.reset(3, appearance_seed=8)
+    assert np.array_equal(looked.render(), picture)
+
+
+def test_marks_stay_on_their_things_under_every_appearance() -> None:
+    sim = Simulation(get_task("push_buttons"), 128)
+    for look in range(4):
+        sim.reset(5, appearance_seed=look)
+        seen, names = sim.segmentation(128)
+        for name, mark in sim.objects().items():
+            if name != "gripper":
+                (x, y), _ = project(mark.point, *sim.camera())
+                assert names[int(seen[int(y), int(x)]) - 1] == name

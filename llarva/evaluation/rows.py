@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from ..errors import LlarvaError
 from .statistics import Interval, PairedTest, bootstrap_mean_over_tasks, mcnemar, wilson
+from ..suites import SUITES, suites_within
 
 # %% ../../nbs/12a_evaluation.rows.ipynb #26fc5317
 class EvaluationError(LlarvaError):
@@ -132,8 +133,12 @@ def format_summary(rows: Sequence[Row]) -> str:
         interval = f"{100 * one.success.low:.0f}–{100 * one.success.high:.0f} %"
         lines.append(f"{one.task:30} {one.successes:>4} of {one.episodes:<3} {interval:16} {one.steps:5.0f} "
                      f"{one.trace_error_px:8.1f} {one.decode_ms:5.0f}  {failures}".rstrip())
-    if len(lines) > 2:
+    tasks = list(summarize(rows))
+    if len(tasks) > 1:
         lines.append(f"{'mean over tasks':30} {mean_success(rows)}")
+    for name in suites_within(tasks):
+        members = [row for row in rows if row["task"] in SUITES[name]]
+        lines.append(f"{'mean over ' + name:30} {mean_success(members)}")
     return "\n".join(lines)
 
 # %% ../../nbs/12a_evaluation.rows.ipynb #806bab29

@@ -54,6 +54,7 @@ class DemoConfig:
     kicks: int = 2
     kick_speed: float = 0.5
     detour_share: float = 0.5
+    appearance_share: float = 0.0
     image_size: int = 128
     episodes_per_shard: int = 50
     workers: int = 1
@@ -69,8 +70,8 @@ class DemoConfig:
             raise DemoError(f"seed must be at least 0 and image_size 1 to 1024 pixels, got {self}.")
         if not 0 <= self.arm_noise < 1 or not 0 <= self.kick_speed < 10:
             raise DemoError(f"arm_noise must be 0 to 1 rad and kick_speed 0 to 10 rad/s, got {self}.")
-        if not 0 <= self.detour_share <= 1:
-            raise DemoError(f"detour_share must be 0 to 1, got {self.detour_share}.")
+        if not 0 <= self.detour_share <= 1 or not 0 <= self.appearance_share <= 1:
+            raise DemoError(f"detour_share and appearance_share must be 0 to 1, got {self}.")
         count = get_task(self.task).variation_count
         if self.variations is not None and not (self.variations and set(self.variations) <= set(range(count))):
             raise DemoError(f"{self.task} has variations 0 to {count - 1}, got {self.variations}.")
@@ -141,7 +142,8 @@ def record_episode(sim: Simulation, config: DemoConfig, index: int, attempt: int
     while seed in EVALUATION_SEEDS:
         seed = int(rng.integers(2**31))
     choices = config.variations if config.variations is not None else range(sim.task.variation_count)
-    sim.reset(seed, variation=int(rng.choice(choices)), arm_noise=config.arm_noise)
+    look = seed if np.random.default_rng([seed, 3]).random() < config.appearance_share else None
+    sim.reset(seed, int(rng.choice(choices)), config.arm_noise, look)
     kick_steps = sorted(int(step) for step in rng.integers(3, 70, int(rng.integers(0, config.kicks + 1))))
     snapshots: list[Snapshot] = []
     steps: list[Step] = []

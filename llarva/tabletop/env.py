@@ -46,14 +46,15 @@ def observation_space(image_size: int, lower: ArrayLike, upper: ArrayLike) -> Di
     })
 
 # %% ../../nbs/11j_tabletop.env.ipynb #aa556d5d
-RESET_OPTIONS = ("variation", "arm_noise")
+RESET_OPTIONS = ("variation", "arm_noise", "appearance_seed")
 
 
 class TabletopEnv(gymnasium.Env[Any, Any]):
     """One task of the tabletop at 20 Hz.
 
     `terminated` is success; `truncated` is the step limit or a failure that cannot be mended, and `info["failure"]`
-    names which. `reset(options=)` takes `variation` and `arm_noise` (rad, standard deviation of the starting joints).
+    names which. `reset(options=)` takes `variation`, `arm_noise` (rad, standard
+    deviation of the starting joints) and `appearance_seed` (camera, colours and light; None: the standard look).
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": CONTROL_RATE}
@@ -86,7 +87,8 @@ class TabletopEnv(gymnasium.Env[Any, Any]):
             if name not in RESET_OPTIONS:
                 raise LlarvaError(unknown_choice("reset option", name, RESET_OPTIONS))
         drawn = int(self.np_random.integers(2**31)) if seed is None else seed
-        self.sim.reset(drawn, chosen.get("variation"), float(chosen.get("arm_noise", 0.0)))
+        arm_noise, look = float(chosen.get("arm_noise", 0.0)), chosen.get("appearance_seed")
+        self.sim.reset(drawn, chosen.get("variation"), arm_noise, look)
         return self.observation(), self.info()
 
     def step(

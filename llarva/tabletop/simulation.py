@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import LlarvaError, unknown_choice
 from ..robots import check_action, clip_velocities, get_robot
+from .appearance import apply_appearance, draw_appearance
 from .gl import BACKEND, MISSING_GL, RenderError
 from .inverse_kinematics import InverseKinematics, turned_by
 from .scene import FINGER_TRAVEL, HOME, PHYSICS_STEP, SUBSTEPS, base_scene
@@ -45,7 +46,9 @@ def close_all(renderers: dict[tuple[int, bool], mujoco.Renderer]) -> None:
     renderers.clear()
 
 # %% ../../nbs/11b_tabletop.simulation.ipynb #cd760cb6
-CHANGED_BY_RESET = ("body_pos", "body_quat", "geom_rgba", "geom_size", "eq_data", "site_pos")
+CHANGED_BY_RESET = (
+    "body_pos", "body_quat", "geom_rgba", "geom_size", "eq_data", "site_pos", "cam_pos", "cam_quat", "light_diffuse",
+)  # fmt: skip
 
 
 class Simulation:
@@ -73,8 +76,13 @@ class Simulation:
         self.renderers: dict[tuple[int, bool], mujoco.Renderer] = {}
         self.reset(seed=0)
 
-    def reset(self, seed: int, variation: int | None = None, arm_noise: float = 0.0) -> None:
-        """Start an episode; `arm_noise` (rad) is the standard deviation of the joints around home."""
+    def reset(
+        self, seed: int, variation: int | None = None, arm_noise: float = 0.0, appearance_seed: int | None = None
+    ) -> None:
+        """Start an episode; `arm_noise` (rad) is the standard deviation of the joints around home.
+
+        `appearance_seed` varies camera, colours and light, and nothing else; None is the standard look.
+        """
         if variation is not None and not 0 <= variation < self.task.variation_count:
             choices = range(self.task.variation_count)
             raise LlarvaError(unknown_choice(f"variation of {self.task.name}", variation, choices))
@@ -85,6 +93,8 @@ class Simulation:
         self.seed, self.variation = seed, drawn if variation is None else variation
         for name, value in self.pristine.items():
             getattr(self.model, name)[:] = value
+        if appearance_seed is not None:
+            apply_appearance(self.model, draw_appearance(appearance_seed))
         mujoco.mj_resetData(self.model, self.data)
         noise = self.rng.normal(0.0, 1.0, 7) * arm_noise
         joints = np.clip(np.array(HOME) + noise, self.kinematics.lower, self.kinematics.upper)
