@@ -37,11 +37,12 @@ def test_train_continues_only_its_own_run(chain: Path, capsys: pytest.CaptureFix
 
 def test_evaluate(chain: Path) -> None:
     checkpoint = str(chain / "train" / "checkpoint")
-    few = {"checkpoint": checkpoint, "episodes": 2, "batch": 2, "videos": 1, "max_steps": 6}
+    few = {"checkpoint": checkpoint, "episodes": 2, "batch": 2, "videos": 1, "film_format": "mp4", "max_steps": 6}
     run_notebook("evaluate", chain / "evaluate", few)
     saved = read_metrics(chain / "evaluate")
     assert saved["metrics"]["table"][0]["task"] == "push_buttons"
     assert list((chain / "evaluate").glob("rollouts/strips/*.png"))
+    assert list((chain / "evaluate").glob("rollouts/films/*.mp4"))
 
 
 def test_quickstart(chain: Path) -> None:

@@ -35,7 +35,7 @@ from llarva.evaluation.scenes import (
     object_points,
     scenes_of,
 )
-from .video import Frame, png_bytes, strip, write_film
+from .video import Frame, check_film_format, png_bytes, strip, write_film
 from ..models.checkpoints import Checkpoint, load_checkpoint
 from ..policy import ActionChunk, Policy
 from ..traces.cleaning import resample_by_arc_length
@@ -195,13 +195,14 @@ MakeEnvironment = Callable[[str, EvaluationConfig, int], Environment]
 
 def evaluate(
     config: EvaluationConfig, *, checkpoint: Checkpoint | None = None,
-    make_env: MakeEnvironment = make_environment, progress: bool = True,
+    make_env: MakeEnvironment = make_environment, progress: bool = True, film_format: str = "gif",
 ) -> Path:
-    """Run or continue an evaluation; returns its folder with rows, films, strips and `summary.txt`.
+    """Run or continue an evaluation; returns its folder with rows, films (gif or mp4), strips and `summary.txt`.
 
     `checkpoint` may be given when it is loaded already; `make_env(task, config, image_size)` makes an environment of
     the workbench's interface. Raises `EvaluationError` for seeds of the training data and for a folder in other use.
     """
+    check_film_format(film_format)
     checkpoint = checkpoint or load_checkpoint(config.checkpoint)
     check_seeds(config, checkpoint.info)
     folder, batches = _claim(config, checkpoint), scenes_of(config)
@@ -219,7 +220,7 @@ def evaluate(
                     _close(envs)
                     envs[task] = [make_env(task, config, checkpoint.format.image_size[0]) for _ in scenes]
                 episodes = rollout(policy, scenes, envs[task], config.control, config.variations)
-                _keep_pictures(folder, episodes)
+                _keep_pictures(folder, episodes, film_format)
                 write_part(folder, part, [row_of(episode, config.control) for episode in episodes])
         finally:
             torch.set_num_threads(threads_before)
@@ -235,10 +236,10 @@ def _close(envs: dict[str, list[Environment]]) -> None:
     envs.clear()
 
 
-def _keep_pictures(folder: Path, episodes: Sequence[Rollout]) -> None:
+def _keep_pictures(folder: Path, episodes: Sequence[Rollout], film_format: str) -> None:
     for episode in episodes:
         if episode.frames:
             name = f"{episode.scene.task}-{episode.scene.seed}"
-            write_film(folder / "films" / f"{name}.gif", episode.frames)
+            write_film(folder / "films" / f"{name}.{film_format}", episode.frames)
             (folder / "strips").mkdir(exist_ok=True)
             (folder / "strips" / f"{name}.png").write_bytes(png_bytes(strip(episode.frames, episode.path())))
