@@ -34,7 +34,7 @@ test: .venv/.installed-dev .venv/.gl .venv/.browser  ## every check: style, type
 lab: .venv/.installed-run .venv/.gl  ## JupyterLab at the explorers
 	@mkdir -p nbs/explore
 	@$(ENV) jupyter lab --port $(PORT) --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/explore \
-		$(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS)
+		--LabApp.news_url=None $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS)
 
 docs: .venv/.installed-docs  ## the documentation site, in _docs
 	@$(ENV) python tools/make_site.py

@@ -270,6 +270,11 @@ def test_tested_set_installs_on_every_python_311() -> None:
     assert not wrong, wrong
 
 
+def test_lab_asks_for_no_news() -> None:
+    done = run(["make", "-n", "lab"], ROOT)
+    assert done.returncode == 0 and "--LabApp.news_url=None" in done.stdout, done.stderr
+
+
 def test_make_lists_its_targets() -> None:
     done = run(["make", "help"], ROOT)
     assert done.returncode == 0, done.stderr
