@@ -150,7 +150,8 @@ class StackBlocks(Task):
 
     def expert(self, sim: Simulation) -> Target:
         tower = self.tower(sim)
-        if letting_go(sim, tower) or any(sim.holding(name) for name in BLOCKS[SAME:]):
+        done = len(tower) >= self.count
+        if done or letting_go(sim, tower) or any(sim.holding(name) for name in BLOCKS[SAME:]):
             return stay(sim)
         name = self.next_block(sim, BLOCKS[:SAME], tower)
         block, height = sim.position(name), TOP + 2 * HALF * len(tower)
