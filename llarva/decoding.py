@@ -26,12 +26,12 @@ from .instructions.format import InstructionFormat
 from .instructions.grammar import TokenGrammar, compile_grammar
 from .models.checkpoints import Checkpoint
 from llarva.models.text import (
-    EOS,
     IMAGE,
     encode_prompt,
     make_processor,
     make_tokenizer,
     pixel_values,
+    special_ids,
     vocabulary_texts,
 )
 from .models.tiny import TinySize, make_tiny
@@ -155,7 +155,11 @@ class Decoder:
         self.processor, self.max_tokens = checkpoint.processor, max_tokens
         self.format = answer_format(checkpoint.format, steps)
         self.vocabulary = vocabulary_texts(self.processor.tokenizer)
-        self.grammar = compile_grammar(self.format.grammar(control_mode, with_trace), self.vocabulary, EOS)
+        special = special_ids(self.processor)
+        if special.image != self.model.config.image_token_id:
+            marks = f"{special.image} and {self.model.config.image_token_id}"
+            raise DecodingError(f"Processor and model mark an image by different tokens, {marks}; they do not fit.")
+        self.grammar = compile_grammar(self.format.grammar(control_mode, with_trace), self.vocabulary, special.eos)
         self.runner: TextRunner = make_runner(self.model.model.language_model, self.model.lm_head, runner)
         penalties, self._row = penalty_rows(self.grammar, self.model.lm_head.weight.shape[0])
         self._penalties = penalties.to(self.model.device)

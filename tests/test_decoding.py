@@ -1,5 +1,6 @@
 """Decoding must be fast and must not change a single token."""
 
+import copy
 from dataclasses import replace
 
 import gymnasium
@@ -274,3 +275,10 @@ def test_the_shipped_checkpoint_decodes_to_the_same_tokens() -> None:
         env.close()
         assert decoder.runner.name == "lean Llama"
         assert decoder.generate(images, prompts).token_ids == reference(checkpoint, decoder, images, prompts)
+
+
+def test_a_processor_of_another_model_is_refused(bins: Checkpoint) -> None:
+    model = copy.deepcopy(bins.model)
+    model.config.image_token_id = 7
+    with pytest.raises(DecodingError, match="3 and 7"):
+        Decoder(replace(bins, model=model), "joint_velocity")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'PAD', 'BOS', 'EOS', 'IMAGE', 'PROMPT', 'TEXT', 'POINT_NUMBER', 'TRACE_NUMBER', 'ACTION_NUMBER',
-           'make_tokenizer', 'add_names', 'make_processor', 'pixel_values', 'Turn', 'image_token_count',
-           'encode_prompt', 'encode_row', 'answer_kinds', 'vocabulary_texts']
+           'make_tokenizer', 'add_names', 'make_processor', 'pixel_values', 'SpecialIds', 'special_ids', 'Turn',
+           'image_token_count', 'encode_prompt', 'encode_row', 'answer_kinds', 'vocabulary_texts']
 
 # %% ../../nbs/07a_models.text.ipynb #d553ba79
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ from ..errors import LlarvaError
 
 # %% ../../nbs/07a_models.text.ipynb #8ef724ea
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<image>")
-PAD, BOS, EOS, IMAGE = range(4)
+PAD, BOS, EOS, IMAGE = range(4)  # in the tokenizers that are made here; other models have others: `special_ids`
 
 
 def make_tokenizer(
@@ -99,6 +99,29 @@ def pixel_values(images: np.ndarray, processor: LlavaProcessor) -> torch.Tensor:
     return (pixels - mean) / std
 
 # %% ../../nbs/07a_models.text.ipynb #495cd56d
+@dataclass(frozen=True)
+class SpecialIds:
+    """The token ids with a meaning of their own in one checkpoint."""
+
+    pad: int
+    bos: int
+    eos: int
+    image: int
+
+
+def special_ids(processor: LlavaProcessor) -> SpecialIds:
+    """The special ids of a processor; `LlarvaError` names those that its tokenizer lacks."""
+    tokenizer = processor.tokenizer
+    found = {
+        "pad": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id,
+        "image": processor.image_token_id,
+    }  # fmt: skip
+    missing = [name for name, token in found.items() if token is None]
+    if missing:
+        raise LlarvaError(f"The tokenizer has no {' and no '.join(missing)} token; training and decoding need them.")
+    return SpecialIds(**found)
+
+# %% ../../nbs/07a_models.text.ipynb #b350e5e6
 PROMPT, TEXT, POINT_NUMBER, TRACE_NUMBER, ACTION_NUMBER = range(5)
 
 
@@ -122,19 +145,20 @@ def encode_prompt(processor: LlavaProcessor, prompt: str) -> list[int]:
     if not prompt.startswith("<image>"):
         raise LlarvaError(f"A prompt starts with '<image>', got {prompt[:40]!r}.")
     words = processor.tokenizer.encode(prompt.removeprefix("<image>"), add_special_tokens=False)
-    return [BOS, *[IMAGE] * image_token_count(processor), *words]
+    special = special_ids(processor)
+    return [special.bos, *[special.image] * image_token_count(processor), *words]
 
-# %% ../../nbs/07a_models.text.ipynb #953a5914
+# %% ../../nbs/07a_models.text.ipynb #b3190104
 def encode_row(processor: LlavaProcessor, turns: Sequence[Turn], number_ids: range) -> tuple[list[int], list[int]]:
     """Token ids and kinds of an image followed by `turns`; `number_ids` are the ids of the number tokens."""
-    tokenizer = processor.tokenizer
-    ids = [BOS, *[IMAGE] * image_token_count(processor)]
+    tokenizer, special = processor.tokenizer, special_ids(processor)
+    ids = [special.bos, *[special.image] * image_token_count(processor)]
     kinds = [PROMPT] * len(ids)
     for turn in turns:
         prompt = tokenizer.encode(turn.prompt, add_special_tokens=False)
         answer = tokenizer.encode(turn.answer, add_special_tokens=False)
         kinds += [PROMPT] * len(prompt) + answer_kinds(answer, turn, number_ids) + [TEXT]
-        ids += [*prompt, *answer, EOS]
+        ids += [*prompt, *answer, special.eos]
     return ids, kinds
 
 
@@ -154,6 +178,6 @@ def vocabulary_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Plain text of every token id; "" for special tokens and for lone bytes of multi-byte characters."""
     texts = [tokenizer.decode([token]) for token in range(len(tokenizer))]
     texts = ["" if "\ufffd" in text else text for text in texts]
-    for special in range(len(SPECIAL_TOKENS)):
+    for special in tokenizer.all_special_ids:
         texts[special] = ""
     return texts
