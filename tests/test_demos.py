@@ -173,3 +173,11 @@ def test_detours_lead_the_hand_elsewhere() -> None:
         starts[share] = np.stack([episode.steps[0].end_effector_position for episode, _ in episodes(config, range(12))])
     moved = np.linalg.norm(starts[1.0] - starts[0.0], axis=1)
     assert np.sum(moved > 0.05) >= 3 and np.sum(moved == 0) >= 3  # episodes without a kick are the same
+
+
+def test_a_share_of_the_demonstrations_is_seen_differently(tmp_path: Path) -> None:
+    config = DemoConfig("push_buttons", 4, str(tmp_path), frames_per_episode=1, appearance_share=0.5, kicks=0)
+    poses = [episode.steps[0].camera_pose for episode, _ in episodes(config, range(4))]
+    plain = next(episodes(dataclasses.replace(config, appearance_share=0.0), range(1)))[0].steps[0].camera_pose
+    moved = [not np.array_equal(pose, plain) for pose in poses]
+    assert any(moved) and not all(moved)

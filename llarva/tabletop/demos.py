@@ -41,7 +41,8 @@ class DemoConfig:
     `frames_per_episode`: images kept per episode, the first frame and others drawn at random; None keeps all.
     `arm_noise`: standard deviation of the starting joints (rad). `kicks`: up to so many per episode, each
     `kick_speed` rad/s (standard deviation per joint) for 3 to 8 steps; a `detour_share` of them lead the hand towards
-    a random place over the table instead. `variations`: None draws from all.
+    a random place over the table instead. An `appearance_share` of the episodes is seen by a camera that stands a
+    little differently, in other light. `variations`: None draws from all.
     """
 
     task: str
@@ -142,8 +143,8 @@ def record_episode(sim: Simulation, config: DemoConfig, index: int, attempt: int
     while seed in EVALUATION_SEEDS:
         seed = int(rng.integers(2**31))
     choices = config.variations if config.variations is not None else range(sim.task.variation_count)
-    look = seed if np.random.default_rng([seed, 3]).random() < config.appearance_share else None
-    sim.reset(seed, int(rng.choice(choices)), config.arm_noise, look)
+    varied = bool(np.random.default_rng([seed, 3]).random() < config.appearance_share)
+    sim.reset(seed, int(rng.choice(choices)), config.arm_noise, appearance_seed=seed if varied else None)
     kick_steps = sorted(int(step) for step in rng.integers(3, 70, int(rng.integers(0, config.kicks + 1))))
     snapshots: list[Snapshot] = []
     steps: list[Step] = []
