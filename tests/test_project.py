@@ -41,6 +41,7 @@ RANKS = {
             ("training", "text_runners"),
             ("decoding",),
             ("policy",),
+            ("baselines",),
             ("evaluation",),
             ("plots", "metrics"),
             ("runs",),

@@ -19,10 +19,12 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_notebook("demos", out / "demos", {"episodes": 2, "frames_per_episode": 3, "workers": 1})
     run_notebook("label", out / "label", {"episodes": [str(out / "demos" / "episodes")]})
     run_notebook("train", out / "train", {**SMALL, "rows": [str(out / "label" / "rows")]})
+    baseline = {"kind": "act", "size": {"width": 32, "mlp_width": 48}, "steps": 2, "batch_size": 4}
+    run_notebook("train_baseline", out / "train_baseline", {**baseline, "rows": [str(out / "label" / "rows")]})
     return out
 
 
-@pytest.mark.parametrize("stage", ["demos", "label", "train"])
+@pytest.mark.parametrize("stage", ["demos", "label", "train", "train_baseline"])
 def test_stage_is_recorded(chain: Path, stage: str) -> None:
     saved = read_metrics(chain / stage)
     assert saved["finished"] and saved["run"] == stage and saved["metrics"]

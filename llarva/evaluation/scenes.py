@@ -30,7 +30,7 @@ class EvaluationConfig:
     answer (None: all). `variations` are cycled through (None: each seed draws its own). `appearance_seed` varies camera
     and colours from scene to scene (None: the standard look). The first `videos` episodes of every task are filmed.
     `threads` of the processor compute the answers: for a small model one is fastest, since the steps are too short to
-    share.
+    share. `ensemble`, for baselines only, is the decay of temporal ensembling, which asks at every step.
     """
 
     checkpoint: str
@@ -48,6 +48,7 @@ class EvaluationConfig:
     with_trace: bool = True
     threads: int = 1
     appearance_seed: int | None = None
+    ensemble: float | None = None
 
     def __post_init__(self) -> None:
         if self.control not in CONTROLS:

@@ -20,6 +20,8 @@ COLOURS = {
     "action": "#228833",
     "dense": "#CCBB44",
     "text": "#66CCEE",
+    "gripper": "#AA3377",
+    "kl": "#BBBBBB",
 }
 
 
