@@ -8,13 +8,29 @@ __all__ = ['TASKS', 'get_task']
 # %% ../../../nbs/11i_tabletop.tasks.registry.ipynb #7f4aee06
 from ...errors import LlarvaError, unknown_choice
 from .base import Task
+from .close_jar import CloseJar
+from .insert_onto_square_peg import InsertOntoSquarePeg
+from .light_bulb_in import LightBulbIn
 from .meat_off_grill import MeatOffGrill
 from .open_drawer import OpenDrawer
+from .place_wine_at_rack_location import PlaceWine
 from .push_buttons import PushButtons
+from .put_item_in_drawer import PutItemInDrawer
+from .put_money_in_safe import PutMoneyInSafe
+from .reach_and_drag import ReachAndDrag
 from .slide_block_to_color_target import SlideBlock
+from .stack_blocks import StackBlocks
+from .sweep_to_dustpan_of_size import SweepToDustpan
+from .turn_tap import TurnTap
 
 # %% ../../../nbs/11i_tabletop.tasks.registry.ipynb #0b224f36
-TASKS: dict[str, type[Task]] = {task.name: task for task in (PushButtons, SlideBlock, OpenDrawer, MeatOffGrill)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        PushButtons, SlideBlock, OpenDrawer, MeatOffGrill, TurnTap, CloseJar, PutMoneyInSafe, LightBulbIn, ReachAndDrag,
+        SweepToDustpan, PlaceWine, StackBlocks, PutItemInDrawer, InsertOntoSquarePeg,
+    )
+}  # fmt: skip
 
 
 def get_task(name: str) -> Task:
