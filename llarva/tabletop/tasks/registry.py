@@ -15,6 +15,7 @@ from .meat_off_grill import MeatOffGrill
 from .open_drawer import OpenDrawer
 from .place_wine_at_rack_location import PlaceWine
 from .push_buttons import PushButtons
+from .put_groceries_in_cupboard import PutGroceriesInCupboard
 from .put_item_in_drawer import PutItemInDrawer
 from .put_money_in_safe import PutMoneyInSafe
 from .reach_and_drag import ReachAndDrag
@@ -29,6 +30,7 @@ TASKS: dict[str, type[Task]] = {
     for task in (
         PushButtons, SlideBlock, OpenDrawer, MeatOffGrill, TurnTap, CloseJar, PutMoneyInSafe, LightBulbIn, ReachAndDrag,
         SweepToDustpan, PlaceWine, StackBlocks, PutItemInDrawer, InsertOntoSquarePeg,
+        PutGroceriesInCupboard,
     )
 }  # fmt: skip
 
