@@ -34,7 +34,8 @@ def draw_appearance(seed: int) -> Appearance:
     """The appearance of a seed."""
     rng = np.random.default_rng([seed, 104_729])
     shift, turn = rng.uniform(-CAMERA_SHIFT, CAMERA_SHIFT, 3), rng.uniform(-CAMERA_TURN, CAMERA_TURN, 3)
-    return Appearance(shift, turn, rng.uniform(-TINT, TINT, (len(ROOM), 3)), float(rng.uniform(1 - DIMMING, 1 + DIMMING)))
+    tints = rng.uniform(-TINT, TINT, (len(ROOM), 3))
+    return Appearance(shift, turn, tints, float(rng.uniform(1 - DIMMING, 1 + DIMMING)))
 
 
 def apply_appearance(model: mujoco.MjModel, appearance: Appearance) -> None:
