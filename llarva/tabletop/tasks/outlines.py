@@ -95,7 +95,7 @@ def to_border(point: Points, middle: Points, half: float) -> Points:
     """Where the ray from the origin through `point` [2] leaves a square."""
     ray = point / np.linalg.norm(point)
     sides = np.abs(middle + half * np.where(ray < 0, -1.0, 1.0))
-    ways = np.divide(sides, np.abs(ray), out=np.full(2, np.inf), where=ray != 0)
+    ways = np.divide(sides, np.abs(ray), out=np.full(2, np.inf), where=np.abs(ray) > 1e-12)
     return np.asarray(ray * ways.min())
 
 
