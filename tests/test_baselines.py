@@ -180,10 +180,7 @@ def some(batch: int = 3, seed: int = 0) -> Samples:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_shown_reaches_the_answer(kind: str) -> None:
-    network = make_network(SMALL[kind], shapes(), seed=1).train()
-    for parameter in network.parameters():  # FiLM starts at zero
-        torch.nn.init.normal_(parameter, std=0.2)
-    network.eval()
+    network = make_network(SMALL[kind], shapes(), seed=1).eval()
     one, other = some(seed=0), some(seed=1)
     base = network.predict(one.images, one.states, one.words)
     assert base.shape == (3, 3, 7) and bool(((base[..., -1] >= 0) & (base[..., -1] <= 1)).all())
@@ -195,11 +192,37 @@ def test_everything_shown_reaches_the_answer(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_weight_learns(kind: str) -> None:
     network = make_network(SMALL[kind], shapes(), seed=1).train()
-    if kind == "bc_cnn":
-        torch.nn.init.normal_(network.encoder.blocks[0].film.weight)  # type: ignore[union-attr,index]
     sum(network.losses(some()).values(), torch.zeros(())).backward()
     idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
+
+
+def two_squares(count: int, rng: np.random.Generator) -> Samples:
+    """A red and a green square, one in the left half and one in the right; the word says which one's place is asked."""
+    images = np.full((count, 32, 32, 3), 110, np.uint8)
+    actions, words = np.zeros((count, 1, 7), np.float32), rng.integers(1, 3, (count, 1))
+    for k in range(count):
+        places = np.stack([rng.permutation([0, 16]) + rng.integers(1, 11, 2), rng.integers(1, 27, 2)], axis=1)
+        for colour, (x, y) in enumerate(places):
+            images[k, y : y + 4, x : x + 4] = 20
+            images[k, y : y + 4, x : x + 4, colour] = 230
+        actions[k, 0, :2] = (places[words[k, 0] - 1] - 14) / 8
+    states = np.zeros((count, 1, 7), np.float32)
+    return Samples(*(torch.from_numpy(part) for part in (images, states, words, actions)))
+
+
+def test_the_instruction_chooses_what_is_looked_at() -> None:
+    network = make_network(CnnSize(width=32, blocks=1), Shapes((32, 32), 1, 7, 1, 7, 2, 1), seed=0).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=4e-3)
+    rng, errors = np.random.default_rng(0), []
+    for _ in range(200):
+        loss = network.losses(two_squares(32, rng))["action"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(3 * float(loss.detach()))
+    assert np.mean(errors[:10]) > 0.7, "without looking"
+    assert np.mean(errors[-10:]) < 0.4, "whoever sees both squares but not which is meant is wrong by 0.5"
 
 
 @pytest.mark.parametrize("kind", KINDS)

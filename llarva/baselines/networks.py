@@ -93,9 +93,10 @@ class BaselineNetwork(nn.Module):
             buffer.copy_(torch.from_numpy(getattr(statistics, name)))
 
     def context(self, states: Tensor, words: Tensor) -> Tensor:
-        """What is known besides the image, [B, 2, width]: proprioception and instruction."""
+        """What is known besides the image, [B, 2, width]: proprioception and instruction, of equal size."""
         normal = (states - self.state_mean) / self.state_std
-        return torch.stack([self.proprioception(normal.flatten(1)), self.instruction(words)], dim=1)
+        both = torch.stack([self.proprioception(normal.flatten(1)), self.instruction(words)], dim=1)
+        return F.layer_norm(both, both.shape[-1:])
 
     def pixels(self, images: Tensor) -> Tensor:
         """Images as float32 [B, 3, H, W] around zero."""
@@ -127,7 +128,7 @@ class BaselineNetwork(nn.Module):
 
 # %% ../../nbs/08f3_baselines.networks.ipynb #23f3234f
 class FilmBlock(nn.Module):
-    """A residual block whose channels the context scales and shifts."""
+    """A residual block; between its convolutions the context scales and shifts the channels."""
 
     def __init__(self, channels: int, context: int) -> None:
         super().__init__()
@@ -135,13 +136,11 @@ class FilmBlock(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         self.norm = nn.GroupNorm(8, channels)
         self.film = nn.Linear(context, 2 * channels)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
 
     def forward(self, features: Tensor, context: Tensor) -> Tensor:
         scale, shift = self.film(context)[..., None, None].chunk(2, dim=1)
-        modulated = self.norm(self.second(F.relu(self.first(features)))) * (1 + scale) + shift
-        return features + F.relu(modulated)
+        modulated = self.norm(self.first(features)) * (1 + scale) + shift
+        return features + F.relu(self.second(F.relu(modulated)))
 
 
 def spatial_softmax(features: Tensor) -> Tensor:
@@ -192,26 +191,26 @@ class PatchTokens(nn.Module):
         rows, columns = (side // 16 for side in image_size)
         self.stem = ConvolutionalStem(width)
         grid = grid_positions(width, max(rows, columns)).view(max(rows, columns), max(rows, columns), width)
-        self.register_buffer("positions", grid[:rows, :columns].reshape(-1, width).clone(), persistent=False)
+        self.register_buffer("positions", grid[:rows, :columns].reshape(-1, width).clone() / 2, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.stem(pixels).flatten(2).transpose(1, 2) + self.positions
+        patches = self.stem(pixels).flatten(2).transpose(1, 2)
+        return F.layer_norm(patches, patches.shape[-1:]) + self.positions
 
 
 class VitEncoder(nn.Module):
-    """Pixels [B, 3, H, W] and context [B, 2, width] to features [B, width]."""
+    """Pixels [B, 3, H, W] and context [B, 2, width] to features [B, 2 width]."""
 
     def __init__(self, size: VitSize, image_size: tuple[int, int]) -> None:
         super().__init__()
         self.patches = PatchTokens(size.width, image_size)
-        self.roles_embed = nn.Parameter(torch.randn(3, size.width) / math.sqrt(size.width))
+        self.roles_embed = nn.Parameter(torch.randn(2, size.width) / math.sqrt(size.width))
         self.layers = transformer(size.width, size.layers, size.heads, size.mlp_width)
-        self.features = size.width
+        self.features = 2 * size.width
 
     def forward(self, pixels: Tensor, context: Tensor) -> Tensor:
-        empty = torch.zeros_like(context[:, :1])
-        tokens = torch.cat([torch.cat([empty, context], dim=1) + self.roles_embed, self.patches(pixels)], dim=1)
-        return self.layers(tokens)[:, 0]
+        tokens = torch.cat([context + self.roles_embed, self.patches(pixels)], dim=1)
+        return self.layers(tokens)[:, :2].flatten(1)
 
 # %% ../../nbs/08f3_baselines.networks.ipynb #322863e1
 class ImageBC(BaselineNetwork):
