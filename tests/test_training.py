@@ -202,7 +202,7 @@ def test_lora_needs_a_base(rows: Path, tmp_path: Path) -> None:
 def test_batches_depend_on_the_step_only(rows: Path, trained: Path, tmp_path: Path) -> None:
     config = configure(rows, tmp_path, sampling=Sampling(batch_size=8, points=2))
     checkpoint, table = load_checkpoint(trained), open_rows([rows], tmp_path)
-    maker = BatchMaker(table, checkpoint.format, checkpoint.processor, object_names(table), 32)
+    maker = BatchMaker(table, checkpoint.format, checkpoint.processor, object_names([str(rows)]), 32)
     sampler = RowSampler(table["task"], table["step"], config.sampling, config.seed)
     whole = StepBatches(config, maker, sampler)[5]
     halves = [StepBatches(config, maker, sampler, rank, 2)[5] for rank in (0, 1)]
@@ -221,7 +221,7 @@ def test_batches_depend_on_the_step_only(rows: Path, trained: Path, tmp_path: Pa
 def test_loaders_change_no_batch(rows: Path, trained: Path, tmp_path: Path) -> None:
     config = configure(rows, tmp_path, sampling=Sampling(batch_size=4), loaders=2)
     checkpoint, table = load_checkpoint(trained), open_rows([rows], tmp_path)
-    maker = BatchMaker(table, checkpoint.format, checkpoint.processor, object_names(table), 32)
+    maker = BatchMaker(table, checkpoint.format, checkpoint.processor, object_names([str(rows)]), 32)
     batches = StepBatches(config, maker, RowSampler(table["task"], table["step"], config.sampling, 0))
     for step, batch in zip(range(3, config.steps), batches.loader(3), strict=True):
         assert torch.equal(batch.ids, batches[step].ids) and torch.equal(batch.pixels, batches[step].pixels)
@@ -230,7 +230,7 @@ def test_loaders_change_no_batch(rows: Path, trained: Path, tmp_path: Path) -> N
 def test_padding_changes_no_loss(rows: Path, trained: Path, tmp_path: Path) -> None:
     config = configure(rows, tmp_path, sampling=Sampling(batch_size=2, points=1))
     checkpoint, table = load_checkpoint(trained), open_rows([rows], tmp_path)
-    maker = BatchMaker(table, checkpoint.format, checkpoint.processor, object_names(table), 32)
+    maker = BatchMaker(table, checkpoint.format, checkpoint.processor, object_names([str(rows)]), 32)
     batch = StepBatches(config, maker, RowSampler(table["task"], table["step"], config.sampling, 0))[0]
     module = TrainingModule(checkpoint.model, maker.numbers, LossWeights(dense=0), 0, 32).eval()
     pad = torch.zeros(2, 9, dtype=torch.long)

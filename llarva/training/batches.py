@@ -21,7 +21,16 @@ from transformers import LlavaProcessor
 from ..episodes.records import decode_image, decode_mask
 from ..errors import LlarvaError, unknown_choice
 from ..instructions.format import InstructionFormat
-from ..models.text import ACTION_NUMBER, PAD, POINT_NUMBER, PROMPT, TRACE_NUMBER, Turn, encode_row, pixel_values
+from llarva.models.text import (
+    ACTION_NUMBER,
+    POINT_NUMBER,
+    PROMPT,
+    TRACE_NUMBER,
+    Turn,
+    encode_row,
+    pixel_values,
+    special_ids,
+)
 
 # %% ../../nbs/08a_training.batches.ipynb #2d104e1d
 class TrainingError(LlarvaError):
@@ -175,7 +184,7 @@ class BatchMaker:
             for row, generator in zip(rows, generators, strict=True)
         ]
         length = max(len(ids) for ids, _ in encoded)
-        ids = torch.full((len(rows), length), PAD)
+        ids = torch.full((len(rows), length), special_ids(self.processor).pad)
         kinds = torch.full((len(rows), length), PROMPT)
         for k, (row_ids, row_kinds) in enumerate(encoded):
             ids[k, : len(row_ids)] = torch.tensor(row_ids)

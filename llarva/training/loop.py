@@ -96,8 +96,8 @@ def run_training(config: TrainConfig) -> TrainResult:
     out.mkdir(parents=True, exist_ok=True)
     with accelerator.main_process_first():
         rows = open_rows(config.rows, out / "cache")
-    names = object_names(rows)
-    model, processor, format = start_model(config, rows, names)
+    names = object_names(config.rows)
+    model, processor, format = start_model(config, names)
     maker = BatchMaker(rows, format, processor, names, config.dense_cells)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

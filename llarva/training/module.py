@@ -8,15 +8,15 @@ __all__ = ['TrainingModule', 'object_names', 'instruction_texts', 'start_model',
 # %% ../../nbs/08b3_training.module.ipynb #3a5c0281
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
-import pyarrow.compute as pc
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from ..instructions.dataset import RowStore
 from ..instructions.format import InstructionFormat
 from ..models.adapters import add_lora
 from ..models.checkpoints import load_checkpoint, save_checkpoint
@@ -68,21 +68,18 @@ class TrainingModule(nn.Module):
         return parts
 
 # %% ../../nbs/08b3_training.module.ipynb #46d5acf5
-def object_names(rows: datasets.Dataset) -> list[str]:
-    """All names of marked objects in the rows, sorted."""
-    column = pc.unique(pc.list_flatten(rows.data.column("object_names")))
-    return sorted(name for name in column.to_pylist() if name is not None)
+def object_names(folders: Sequence[str]) -> list[str]:
+    """All names of marked objects in row stores, sorted."""
+    return sorted({name for folder in folders for name in RowStore(folder).object_names})
 
 
-def instruction_texts(rows: datasets.Dataset, format: InstructionFormat, sample: int = 4000) -> list[str]:
-    """Distinct instructions of an even `sample` of the rows, sorted."""
-    stride = max(1, len(rows) // sample)
-    prompts = rows.select(range(0, len(rows), stride)).select_columns(["prompt"])["prompt"]
-    return sorted({format.parse_prompt(prompt).instruction for prompt in prompts})
+def instruction_texts(folders: Sequence[str]) -> list[str]:
+    """All distinct instructions in row stores, sorted."""
+    return sorted({text for folder in folders for text in RowStore(folder).instructions})
 
 # %% ../../nbs/08b3_training.module.ipynb #9071cd81
 def start_model(
-    config: TrainConfig, rows: datasets.Dataset, names: list[str]
+    config: TrainConfig, names: list[str]
 ) -> tuple[LlavaForConditionalGeneration | PeftModel, LlavaProcessor, InstructionFormat]:
     """Model, processor and format to train: the base checkpoint's, or new ones made for the rows."""
     format = read_format(config.rows)
@@ -99,7 +96,7 @@ def start_model(
         return model, base.processor, format
     if config.lora is not None:
         raise TrainingError("A LoRA needs a base checkpoint: set `base`.")
-    texts = [*instruction_texts(rows, format), *(f" {name}" for name in names)]
+    texts = [*instruction_texts(config.rows), *(f" {name}" for name in names)]
     tokenizer = make_tokenizer(texts, format.phrases(), format.number_tokens(), names)
     numbers = [int(tokenizer.convert_tokens_to_ids(token)) for token in format.number_tokens()]
     model = make_tiny(config.size, len(tokenizer), IMAGE, numbers, config.seed)

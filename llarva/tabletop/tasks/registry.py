@@ -13,6 +13,7 @@ from .insert_onto_square_peg import InsertOntoSquarePeg
 from .light_bulb_in import LightBulbIn
 from .meat_off_grill import MeatOffGrill
 from .open_drawer import OpenDrawer
+from .place_shape_in_shape_sorter import PlaceShapeInShapeSorter
 from .place_wine_at_rack_location import PlaceWine
 from .push_buttons import PushButtons
 from .put_groceries_in_cupboard import PutGroceriesInCupboard
@@ -30,7 +31,7 @@ TASKS: dict[str, type[Task]] = {
     for task in (
         PushButtons, SlideBlock, OpenDrawer, MeatOffGrill, TurnTap, CloseJar, PutMoneyInSafe, LightBulbIn, ReachAndDrag,
         SweepToDustpan, PlaceWine, StackBlocks, PutItemInDrawer, InsertOntoSquarePeg,
-        PutGroceriesInCupboard,
+        PutGroceriesInCupboard, PlaceShapeInShapeSorter,
     )
 }  # fmt: skip
 
