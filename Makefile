@@ -17,7 +17,7 @@ ENV := export PATH="$(CURDIR)/$(BIN):$$PATH" MUJOCO_GL="$${MUJOCO_GL:-$$(cat .ve
 	TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1;
 
 .NOTPARALLEL:
-.PHONY: help run test lab docs export readme outputs clean-runs lint
+.PHONY: help run test test-slow lab docs export readme outputs clean-runs lint
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-11s %s\n' "$$t" "$$d"; done
@@ -29,7 +29,10 @@ test: .venv/.installed-dev .venv/.gl .venv/.browser  ## every check: style, type
 	@$(ENV) ruff check --output-format concise .
 	@$(ENV) mypy llarva
 	@$(ENV) nbdev_test --n_workers 0 --timing
-	@$(ENV) python -m pytest -q
+	@$(ENV) python -m pytest -q -m "not slow"
+
+test-slow: .venv/.installed-dev .venv/.gl  ## the checks that take long: a hundred unseen scenes for every expert
+	@$(ENV) python -m pytest -q -m slow
 
 lab: .venv/.installed-run .venv/.gl  ## JupyterLab at the explorers
 	@mkdir -p nbs/explore
