@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from llarva.tabletop.simulation import Simulation
 
 # %% auto #0
-__all__ = ['HEIGHT', 'RADII', 'WALL', 'NESTED', 'SLIPPERY', 'CUPS', 'AT_REST', 'GRIP', 'cup_shell', 'add_cups', 'StackCups']
+__all__ = ['HEIGHT', 'RADII', 'WALL', 'NESTED', 'SLIPPERY', 'CUPS', 'AT_REST', 'GRIP', 'lathe', 'cup_shell', 'add_cups',
+           'StackCups']
 
 # %% ../../../nbs/11j3_tabletop.tasks.stack_cups.ipynb #db704d14
 HEIGHT = 0.08  # m
@@ -31,22 +32,29 @@ NESTED = 0.036  # m from a cup's foot to that of the cup inside it: the thicknes
 SLIPPERY = (0.15, 0.01, 0.001)  # a foot that slides when the rim is pushed, rather than tip
 
 
-def cup_shell(sides: int = 24) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Vertices [n, 3] (metres, the foot's middle at the origin) and triangles [m, 3] of a cup open at the top."""
-    low, high = RADII
-    inner = low + (high - low) * NESTED / HEIGHT - WALL
-    rings = [(0.0, 0.0), (low, 0.0), (high, HEIGHT), (high - WALL, HEIGHT), (inner, NESTED), (0.0, NESTED)]
+def lathe(profile: list[tuple[float, float]], sides: int = 24) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Vertices [n, 3] and triangles [m, 3] of the surface that a profile of (radius, height) sweeps about the z axis.
+
+    Metres; it goes up where the outside is away from the axis, and begins and ends on the axis to close the surface.
+    """
     angles = np.arange(sides) * 2 * np.pi / sides
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    vertices = np.concatenate([np.column_stack([r * circle, np.full(sides, z)]) for r, z in rings])
+    vertices = np.concatenate([np.column_stack([r * circle, np.full(sides, z)]) for r, z in profile])
     faces = []
-    for ring in range(len(rings) - 1):
+    for ring in range(len(profile) - 1):
         for k in range(sides):
             a, b = ring * sides + k, ring * sides + (k + 1) % sides
             faces += [(a, b, b + sides), (a, b + sides, a + sides)]
     corners = vertices[np.array(faces)]
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     return vertices, np.array(faces)[area > 1e-9]
+
+
+def cup_shell() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Vertices [n, 3] (metres, the foot's middle at the origin) and triangles [m, 3] of a cup open at the top."""
+    low, high = RADII
+    inner = low + (high - low) * NESTED / HEIGHT - WALL
+    return lathe([(0.0, 0.0), (low, 0.0), (high, HEIGHT), (high - WALL, HEIGHT), (inner, NESTED), (0.0, NESTED)])
 
 # %% ../../../nbs/11j3_tabletop.tasks.stack_cups.ipynb #e9b9ba16
 def add_cups(spec: mujoco.MjSpec, names: tuple[str, ...]) -> None:
