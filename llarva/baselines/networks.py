@@ -186,6 +186,8 @@ def transformer(width: int, layers: int, heads: int, mlp_width: int, dropout: fl
 class PatchTokens(nn.Module):
     """Pixels [B, 3, H, W] to one token for each 16-pixel patch, [B, patches, width], with fixed 2-D positions."""
 
+    positions: Tensor
+
     def __init__(self, width: int, image_size: tuple[int, int]) -> None:
         super().__init__()
         rows, columns = (side // 16 for side in image_size)
