@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TASKS', 'get_task']
 
-# %% ../../../nbs/11i_tabletop.tasks.registry.ipynb #7f4aee06
+# %% ../../../nbs/11i_tabletop.tasks.registry.ipynb #49502256
 from ...errors import LlarvaError, unknown_choice
 from .base import Task
 from .close_jar import CloseJar
@@ -13,6 +13,7 @@ from .insert_onto_square_peg import InsertOntoSquarePeg
 from .light_bulb_in import LightBulbIn
 from .meat_off_grill import MeatOffGrill
 from .open_drawer import OpenDrawer
+from .place_cups import PlaceCups
 from .place_shape_in_shape_sorter import PlaceShapeInShapeSorter
 from .place_wine_at_rack_location import PlaceWine
 from .push_buttons import PushButtons
@@ -22,6 +23,7 @@ from .put_money_in_safe import PutMoneyInSafe
 from .reach_and_drag import ReachAndDrag
 from .slide_block_to_color_target import SlideBlock
 from .stack_blocks import StackBlocks
+from .stack_cups import StackCups
 from .sweep_to_dustpan_of_size import SweepToDustpan
 from .turn_tap import TurnTap
 
@@ -31,7 +33,7 @@ TASKS: dict[str, type[Task]] = {
     for task in (
         PushButtons, SlideBlock, OpenDrawer, MeatOffGrill, TurnTap, CloseJar, PutMoneyInSafe, LightBulbIn, ReachAndDrag,
         SweepToDustpan, PlaceWine, StackBlocks, PutItemInDrawer, InsertOntoSquarePeg,
-        PutGroceriesInCupboard, PlaceShapeInShapeSorter,
+        PutGroceriesInCupboard, PlaceShapeInShapeSorter, StackCups, PlaceCups,
     )
 }  # fmt: skip
 
