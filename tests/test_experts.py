@@ -67,12 +67,12 @@ def test_a_hundred_unseen_scenes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_variation_succeeds_and_is_short(name: str) -> None:
+def test_every_variation_succeeds_with_time_to_spare(name: str) -> None:
     sim = Simulation(get_task(name))
     for variation in np.unique(np.linspace(0, sim.task.variation_count - 1, 6).astype(int)):
         sim.reset(77, variation=int(variation))
         assert run_expert(sim), variation
-        assert sim.steps <= 160, variation
+        assert sim.steps <= 0.8 * sim.task.max_steps, variation  # a policy may take longer than the expert
 
 
 @pytest.mark.parametrize("name", TASKS)
