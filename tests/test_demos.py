@@ -157,7 +157,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"episodes": 0}, {"workers": 0}, {"frames_per_episode": 0}, {"kicks": -1}, {"variations": (30,)},
+    [{"episodes": 0}, {"workers": 0}, {"frames_per_episode": 0}, {"kicks": -1}, {"variations": (50,)},
      {"variations": ()}, {"task": "push_button"}, {"arm_noise": float("nan")}, {"seed": -1}, {"image_size": 0}],
     ids=str,
 )  # fmt: skip

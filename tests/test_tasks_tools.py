@@ -154,7 +154,7 @@ def test_names_are_seen_where_they_are_pointed_at(sim: Simulation) -> None:
 
 def test_other_colours_can_be_told_apart() -> None:
     for seed, colour in enumerate(COLOURS):
-        names = [colour, *other_colours(np.random.default_rng(seed), colour, 4)]
+        names = [colour, *other_colours(np.random.default_rng(seed), [colour], 4)]
         rgb = np.array([COLOURS[name] for name in names])
         away = np.linalg.norm(rgb[:, None] - rgb[None], axis=-1)
         assert away[np.triu_indices(5, 1)].min() >= DISTINCT
@@ -162,9 +162,9 @@ def test_other_colours_can_be_told_apart() -> None:
 
 def test_colours_that_do_not_exist() -> None:
     with pytest.raises(LlarvaError, match="pink"):
-        other_colours(np.random.default_rng(0), "pink", 2)
+        other_colours(np.random.default_rng(0), ["red", "pink"], 2)
     with pytest.raises(LlarvaError, match="not 30"):
-        other_colours(np.random.default_rng(0), "red", 30)
+        other_colours(np.random.default_rng(0), ["red"], 30)
 
 
 # Dragging

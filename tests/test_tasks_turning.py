@@ -16,8 +16,9 @@ from llarva.tabletop.scene import COLOURS
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.base import Task
 from llarva.tabletop.tasks.close_jar import CloseJar
+from llarva.tabletop.tasks.colours import distinct_colour
 from llarva.tabletop.tasks.light_bulb_in import WARM, LightBulbIn
-from llarva.tabletop.tasks.screwing import LOOSE, TIGHT, Thread, distinct_colour, turning_yaw
+from llarva.tabletop.tasks.screwing import LOOSE, TIGHT, Thread, turning_yaw
 from llarva.tabletop.tasks.turn_tap import HANDLES, OTHER, TURNED, TurnTap
 
 needs_gl = pytest.mark.skipif(BACKEND is None, reason="no GL library to render with")

@@ -8,6 +8,7 @@ __all__ = ['Shapes', 'CnnSize', 'VitSize', 'InstructionEncoder', 'BaselineNetwor
 
 # %% ../../nbs/08f3_baselines.networks.ipynb #2afe0a1a
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +71,7 @@ class InstructionEncoder(nn.Module):
         return (mixed * there).sum(1) / there.sum(1).clamp(min=1)
 
 # %% ../../nbs/08f3_baselines.networks.ipynb #7993f9ac
-class BaselineNetwork(nn.Module):
+class BaselineNetwork(nn.Module, ABC):
     """Images uint8 [B, H, W, 3], states [B, h, k] and words [B, L] to n actions; its buffers hold the statistics."""
 
     state_mean: Tensor
@@ -106,9 +107,9 @@ class BaselineNetwork(nn.Module):
         """Actions [B, n, a] with every number but the gripper in units of its spread."""
         return torch.cat([(actions[..., :-1] - self.action_mean) / self.action_std, actions[..., -1:]], dim=-1)
 
+    @abstractmethod
     def forward(self, images: Tensor, states: Tensor, words: Tensor) -> Tensor:
         """Normalised actions and the gripper's logit, [B, n, a]."""
-        raise NotImplementedError
 
     def losses(self, samples: Samples) -> dict[str, Tensor]:
         """The parts of the loss: `action` (mean absolute error in spreads) and `gripper` (cross-entropy)."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..scene import COLOURS, TABLE_HEIGHT, VISUAL
 from .base import ObjectMark, Target, Task, sample_places
-from .screwing import LOOSE, Thread, add_thread, distinct_colour, screw_in
+from .colours import distinct_colour
+from .screwing import LOOSE, Thread, add_thread, screw_in
 
 # %% auto #0
 __all__ = ['PALETTE', 'JARS', 'RIM', 'LID', 'BAR', 'AT_REST', 'SAFE_HEIGHT', 'CARRY_HEIGHT', 'add_jar', 'add_lid', 'CloseJar']

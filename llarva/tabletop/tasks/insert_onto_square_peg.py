@@ -80,7 +80,7 @@ class InsertOntoSquarePeg(Task):
 
     def reset(self, sim: Simulation, rng: np.random.Generator, variation: int) -> None:
         colour = PALETTE[variation]
-        others = other_colours(rng, colour, PEGS - 1)
+        others = other_colours(rng, [colour], PEGS - 1)
         self.goal = int(rng.integers(PEGS))
         self.colours = [*others[: self.goal], colour, *others[self.goal :]]
         self.board = np.array([rng.uniform(0.27, 0.31), rng.uniform(-0.06, 0.06), BOARD_TOP])

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..scene import TABLE_HEIGHT, VISUAL
 from .base import ObjectMark, Target, Task
-from .grasping import down_rotation, from_above, grasp_yaw, ramp
+from .grasping import down_rotation, from_above
+from .picking import hand_yaw, pick
 
 # %% auto #0
 __all__ = ['MEATS', 'GRILL', 'BARS', 'BOARD', 'MEAT_HEIGHT', 'AT_REST', 'SAFE_HEIGHT', 'CARRY_HEIGHT', 'LIFT', 'add_grill',
@@ -148,23 +149,15 @@ class MeatOffGrill(Task):
 
     def expert(self, sim: Simulation) -> Target:
         meat = sim.position(self.goal)
-        position, rotation = sim.end_effector_pose()
-        opening, present = sim.gripper_opening, float(np.arctan2(rotation[1, 0], rotation[0, 0]))
+        position, _ = sim.end_effector_pose()
         if sim.holding(self.goal):
             return self.carry(sim, position, position - meat)
         if self.on_board(sim, self.goal):
             up = np.array([*position[:2], max(position[2], SAFE_HEIGHT)])
-            return Target(up, down_rotation(present), gripper_open=True, speed=0.25)
+            return Target(up, down_rotation(hand_yaw(sim)), gripper_open=True, speed=0.25)
         heading = sim.rotation(self.goal)[:2, 0]
-        hand = down_rotation(grasp_yaw(float(np.arctan2(heading[1], heading[0])), present))
-        grip = meat + np.array([0.0, 0.0, LIFT])
-        aside, above = float(np.linalg.norm(position[:2] - grip[:2])), float(position[2] - grip[2])
-        slack = 1.0 + ramp(opening, 0.98, 0.85)
-        if aside < 0.011 * slack and -0.01 < above < 0.008 * slack and opening > 0.3:
-            return Target(grip, hand, gripper_open=False, speed=0.1)
-        speed = 0.25 if aside < 0.03 else 0.35
-        way = from_above(position, grip, max(SAFE_HEIGHT, grip[2] + 0.08))
-        return Target(way, hand, gripper_open=True, speed=speed)
+        yaw = float(np.arctan2(heading[1], heading[0]))
+        return pick(sim, meat + np.array([0.0, 0.0, LIFT]), yaw, SAFE_HEIGHT)
 
     def carry(self, sim: Simulation, position: NDArray[np.float64], offset: NDArray[np.float64]) -> Target:
         """Lift what is held, cross to the board, lower it and let go."""

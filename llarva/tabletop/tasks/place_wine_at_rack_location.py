@@ -11,6 +11,7 @@ from ...kinematics import R_DOWN
 from ..scene import TABLE_HEIGHT, VISUAL
 from .base import ObjectMark, Target, Task
 from .grasping import from_above, ramp
+from .picking import take
 
 # %% auto #0
 __all__ = ['BELLY', 'GLASS', 'NECK', 'GRIP', 'SIDES', 'PITCH', 'ROOM', 'FLOOR', 'RAIL', 'PANEL', 'AT_REST', 'UPRIGHT', 'LYING',
@@ -162,19 +163,13 @@ class PlaceWine(Task):
 
     def expert(self, sim: Simulation) -> Target:
         position, rotation = sim.end_effector_pose()
-        opening, bottle = sim.gripper_opening, sim.position("bottle")
         if sim.holding("bottle"):
             return self.carry(sim, position, sim.rotation("bottle").T @ rotation)
         if self.stands_in(sim, self.goal):
-            rise = 0.1 * ramp(opening, 0.9, 0.95)
+            rise = 0.1 * ramp(sim.gripper_opening, 0.9, 0.95)
             return Target(position + np.array([0.0, 0.0, rise]), rotation, gripper_open=True, speed=0.25)
-        grip = bottle + sim.rotation("bottle") @ np.array([0.0, 0.0, GRIP])
-        aside, above = float(np.linalg.norm(position[:2] - grip[:2])), float(position[2] - grip[2])
-        slack = 1.0 + ramp(opening, 0.98, 0.85)
-        if aside < 0.011 * slack and -0.01 < above < 0.008 * slack and opening > 0.2:
-            return Target(grip, R_DOWN, gripper_open=False, speed=0.1)
-        way = from_above(position, grip, max(SAFE_HEIGHT, grip[2] + 0.08))
-        return Target(way, R_DOWN, gripper_open=True, speed=0.25 if aside < 0.03 else 0.35)
+        grip = sim.position("bottle") + sim.rotation("bottle") @ np.array([0.0, 0.0, GRIP])
+        return take(sim, grip, R_DOWN, max(SAFE_HEIGHT, grip[2] + 0.08), narrowest=0.2)
 
     def carry(self, sim: Simulation, position: NDArray[np.float64], hand: NDArray[np.float64]) -> Target:
         """Lift the bottle, cross to the place, lower it and let go."""

@@ -14,6 +14,7 @@ from mujoco import mjtGeom, mjtJoint
 from ...kinematics import R_DOWN
 from ..scene import COLOURS, TABLE_HEIGHT
 from .base import ObjectMark, Target, Task, sample_places
+from .colours import other_colours
 
 if TYPE_CHECKING:
     from llarva.tabletop.simulation import Simulation
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ['PALETTE', 'BUTTONS', 'TRAVEL', 'CAP_TOP', 'DARK', 'LIT', 'sequence', 'PushButtons']
 
 # %% ../../../nbs/11e_tabletop.tasks.push_buttons.ipynb #6e87ac74
-PALETTE = ("red", "green", "blue", "yellow", "cyan", "magenta", "orange", "white", "black", "purple")
+PALETTE = tuple(COLOURS)
 BUTTONS = 3
 TRAVEL = 0.012  # m, how far a cap goes down
 CAP_TOP = 0.044  # m above the table, at rest
@@ -30,16 +31,19 @@ DARK, LIT = (0.22, 0.22, 0.25, 1.0), (0.98, 0.95, 0.8, 1.0)
 
 
 def sequence(variation: int) -> tuple[str, ...]:
-    """The colours to press: variations 0–9 one, 10–19 two, 20–29 three, starting with the palette's colour."""
-    presses, first = divmod(variation, len(PALETTE))
-    return tuple(PALETTE[(first + 3 * k) % len(PALETTE)] for k in range(presses + 1))
+    """The colours to press: variations 0–19 one, 20–34 two, 35–49 three; neighbours look different."""
+    if variation < len(PALETTE):
+        return (PALETTE[variation],)
+    others, first = divmod(variation - len(PALETTE), 15)
+    colour = PALETTE[first + 5 * others]
+    return (colour, *other_colours(np.random.default_rng(variation), [colour], others + 1))
 
 # %% ../../../nbs/11e_tabletop.tasks.push_buttons.ipynb #bb804233
 class PushButtons(Task):
     """Press the named buttons in order."""
 
     name = "push_buttons"
-    variation_count = 3 * len(PALETTE)
+    variation_count = 50
     max_steps = 220
 
     def build(self, spec: mujoco.MjSpec) -> None:
@@ -56,8 +60,7 @@ class PushButtons(Task):
 
     def reset(self, sim: Simulation, rng: np.random.Generator, variation: int) -> None:
         wanted = sequence(variation)
-        others = [colour for colour in PALETTE if colour not in wanted]
-        self.colours = [*wanted, *(str(c) for c in rng.choice(others, BUTTONS - len(wanted), replace=False))]
+        self.colours = [*wanted, *other_colours(rng, wanted, BUTTONS - len(wanted))]
         self.places = sample_places(rng, BUTTONS, (0.02, -0.28), (0.34, 0.28), 0.13)
         self.order = list(range(len(wanted)))
         self.pressed: list[int] = []

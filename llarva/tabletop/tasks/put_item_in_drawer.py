@@ -5,6 +5,7 @@
 # %% ../../../nbs/11k1_tabletop.tasks.put_item_in_drawer.ipynb #55b66bb6
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..scene import TABLE_HEIGHT, VISUAL
@@ -22,6 +23,7 @@ from llarva.tabletop.tasks.open_drawer import (
     WIDTH,
     OpenDrawer,
 )
+from .picking import take
 
 # %% auto #0
 __all__ = ['ITEM', 'DROP_SIDE', 'FLOOR', 'AT_REST', 'OPEN_ENOUGH', 'PULLED', 'SAFE_HEIGHT', 'CARRY_HEIGHT', 'LIFT', 'add_item',
@@ -129,7 +131,7 @@ class PutItemInDrawer(OpenDrawer):
         if self.inside(sim, self.goal):
             up = np.array([*position[:2], max(position[2], SAFE_HEIGHT)])
             return Target(up, self.facing(sim), gripper_open=True, speed=0.25)
-        return self.pull(sim, position) or self.fetch(sim, position)
+        return self.pull(sim, position) or self.fetch(sim)
 
     def facing(self, sim: Simulation) -> NDArray[np.float64]:
         """Rotation [3, 3] of a hand that points down and closes along the front of the cabinet."""
@@ -153,21 +155,16 @@ class PutItemInDrawer(OpenDrawer):
             return Target(knob, hand, gripper_open=False, speed=0.1)
         return Target(knob + axes[:, 0] * (1.0 - share) * TRAVEL, hand, gripper_open=False, speed=0.22)
 
-    def fetch(self, sim: Simulation, position: NDArray[np.float64]) -> Target:
+    def fetch(self, sim: Simulation) -> Target:
         """Take the item from above."""
         side, facing = sim.rotation("item")[:2, 0], self.facing(sim)[:2, 0]
         yaw, front = float(np.arctan2(side[1], side[0])), float(np.arctan2(facing[1], facing[0]))
         off = (yaw - front + np.pi / 4) % (np.pi / 2) - np.pi / 4  # any two of its four faces will do
         hand = down_rotation(front + float(np.sign(off)) * max(0.0, abs(off) - SLACK))
         grip = sim.position("item") + np.array([0.0, 0.0, LIFT])
-        opening = sim.gripper_opening
-        aside, above = float(np.linalg.norm(position[:2] - grip[:2])), float(position[2] - grip[2])
-        slack = 1.0 + ramp(opening, 0.98, 0.85)
-        if aside < 0.011 * slack and -0.01 < above < 0.008 * slack and opening > 0.3:
-            return Target(grip, hand, gripper_open=False, speed=0.1)
-        speed = (0.25 if aside < 0.03 else 0.35) * (0.3 + 0.7 * ramp(opening, 0.4, 0.8))
-        way = from_above(position, grip, max(SAFE_HEIGHT, grip[2] + 0.08))
-        return Target(way, hand, gripper_open=True, speed=speed)
+        target = take(sim, grip, hand, max(SAFE_HEIGHT, grip[2] + 0.08))
+        hurry = 0.3 + 0.7 * ramp(sim.gripper_opening, 0.4, 0.8)
+        return replace(target, speed=target.speed * hurry) if target.gripper_open else target
 
     def carry(self, sim: Simulation, position: NDArray[np.float64]) -> Target:
         """Lift the item, cross to the open drawer (a shut one: back onto the cabinet), lower it and let go."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..scene import TABLE_HEIGHT, VISUAL
 from .base import ObjectMark, Target, Task
-from .grasping import down_rotation, from_above, grasp_yaw, ramp
+from .grasping import down_rotation, from_above, grasp_yaw
+from .picking import hand_yaw, stay, take
 
 # %% auto #0
 __all__ = ['SHELVES', 'DEPTH', 'WIDTH', 'SURFACE', 'BACK', 'WALL', 'RAIL', 'NOTES', 'STEEL', 'BOARD', 'EDGE', 'BRASS', 'AT_REST',
@@ -167,23 +168,17 @@ class PutMoneyInSafe(Task):
 
     def expert(self, sim: Simulation) -> Target:
         money = sim.position("money")
-        position, rotation = sim.end_effector_pose()
-        opening, present = sim.gripper_opening, float(np.arctan2(rotation[1, 0], rotation[0, 0]))
+        position, _ = sim.end_effector_pose()
         if sim.holding("money"):
             shelf = sim.position("safe") + sim.rotation("safe") @ shelf_place(self.goal)
             goal = shelf + position - money + np.array([0.0, 0.0, self.half_height(sim) + 0.002])
             near = bool(np.linalg.norm(position[:2] - goal[:2]) < NEAR and position[2] - goal[2] < 0.005)
             return Target(from_above(position, goal, SAFE_HEIGHT + NOTES[2]), gripper_open=near)
         if self.lies_on(sim, self.goal):
-            return Target(position, down_rotation(present), gripper_open=True)
+            return stay(sim)
         heading = sim.rotation("money")[:2, 0]
-        hand = down_rotation(grasp_yaw(float(np.arctan2(heading[1], heading[0])), present))
-        aside, above = float(np.linalg.norm(position[:2] - money[:2])), float(position[2] - money[2])
-        slack = 1.0 + ramp(opening, 0.98, 0.85)
-        if aside < 0.011 * slack and -0.01 < above < 0.008 * slack and opening > 0.2:
-            return Target(money, hand, gripper_open=False, speed=0.1)
-        speed = 0.25 if aside < 0.03 else 0.35
-        return Target(from_above(position, money, SAFE_HEIGHT), hand, gripper_open=True, speed=speed)
+        hand = down_rotation(grasp_yaw(float(np.arctan2(heading[1], heading[0])), hand_yaw(sim)))
+        return take(sim, money, hand, SAFE_HEIGHT, narrowest=0.2)
 
     def objects(self, sim: Simulation) -> dict[str, ObjectMark]:
         rotation, origin = sim.rotation("safe"), sim.position("safe")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..scene import COLOURS, TABLE_HEIGHT, VISUAL
 from .base import ObjectMark, Target, Task, sample_places
 from .colours import other_colours
-from .grasping import down_rotation, from_above, grasp_yaw, ramp
+from .grasping import from_above, ramp
+from .picking import pick
 
 # %% auto #0
 __all__ = ['CUBE', 'GAP', 'ROD', 'HANDLE', 'HOOK', 'TARGET', 'CHOICES', 'REACHED', 'REST', 'CLEAR', 'CARRY', 'GLIDE',
@@ -89,7 +90,7 @@ class ReachAndDrag(Task):
 
     def reset(self, sim: Simulation, rng: np.random.Generator, variation: int) -> None:
         colour = list(COLOURS)[variation]
-        self.colours = [colour, *other_colours(rng, colour, CHOICES - 1)]
+        self.colours = [colour, *other_colours(rng, [colour], CHOICES - 1)]
         side = float(rng.choice([-1.0, 1.0]))
         lower, upper = sorted((-0.27 * side, 0.09 * side))
         self.places = sample_places(rng, CHOICES, (0.14, lower), (0.28, upper), 0.12)
@@ -138,19 +139,11 @@ class ReachAndDrag(Task):
 
     def expert(self, sim: Simulation) -> Target:
         position, rotation = sim.end_effector_pose()
-        turned = float(np.arctan2(rotation[1, 0], rotation[0, 0]))
-        heading = sim.rotation("stick")[:2, 0]
-        yaw = float(np.arctan2(heading[1], heading[0]))
         if sim.holding("stick"):
             return self.drag(sim, position, sim.rotation("stick").T @ rotation)
-        grip = sim.position("stick") + np.array([0.0, 0.0, GRIP])
-        hand = down_rotation(grasp_yaw(yaw, turned))
-        aside, above = float(np.linalg.norm(position[:2] - grip[:2])), float(position[2] - grip[2])
-        slack = 1.0 + ramp(sim.gripper_opening, 0.98, 0.85)
-        if aside < 0.011 * slack and -0.01 < above < 0.008 * slack and sim.gripper_opening > 0.2:
-            return Target(grip, hand, gripper_open=False, speed=0.1)
-        way = from_above(position, grip, max(SAFE_HEIGHT, grip[2] + 0.08))
-        return Target(way, hand, gripper_open=True, speed=0.25 if aside < 0.03 else 0.35)
+        heading = sim.rotation("stick")[:2, 0]
+        yaw, grip = float(np.arctan2(heading[1], heading[0])), sim.position("stick") + np.array([0.0, 0.0, GRIP])
+        return pick(sim, grip, yaw, SAFE_HEIGHT, narrowest=0.2)
 
     def drag(self, sim: Simulation, position: NDArray[np.float64], hand: NDArray[np.float64]) -> Target:
         """With the stick in the hand: hook the cube, drag it, and raise the hook."""

@@ -11,16 +11,16 @@ import mujoco
 import numpy as np
 from mujoco import mjtEq, mjtJoint, mjtObj
 
-from ..scene import COLOURS
 from .base import Target
-from .grasping import Vector, down_rotation, from_above, grasp_yaw, ramp
+from .grasping import Vector, down_rotation, from_above, grasp_yaw
+from .picking import take
 
 if TYPE_CHECKING:
     from llarva.tabletop.simulation import Simulation
 
 # %% auto #0
-__all__ = ['TIGHT', 'END_STOP', 'CAUGHT', 'UPRIGHT', 'LOOSE', 'PULLED_OFF', 'SLIPS', 'MIDDLE', 'ENOUGH', 'DISTINCT', 'add_thread',
-           'Thread', 'turning_yaw', 'grip', 'screw_in', 'distinct_colour']
+__all__ = ['TIGHT', 'END_STOP', 'CAUGHT', 'UPRIGHT', 'LOOSE', 'PULLED_OFF', 'SLIPS', 'MIDDLE', 'ENOUGH', 'add_thread', 'Thread',
+           'turning_yaw', 'grip', 'screw_in']
 
 # %% ../../../nbs/11h0_tabletop.tasks.screwing.ipynb #3fa189b5
 TIGHT = float(np.deg2rad(80))  # from here on the part is screwed in
@@ -117,15 +117,7 @@ def turning_yaw(bar: float, left: float) -> float:
 # %% ../../../nbs/11h0_tabletop.tasks.screwing.ipynb #592222fd
 def grip(sim: Simulation, place: Vector, yaw: float, safe_height: float) -> Target:
     """Open, come from above, and close around `place` [3] with the hand at `yaw`."""
-    position, rotation = sim.end_effector_pose()
-    opening, hand = sim.gripper_opening, down_rotation(yaw)
-    aside, above = float(np.linalg.norm(position[:2] - place[:2])), float(position[2] - place[2])
-    slack = 1.0 + ramp(opening, 0.98, 0.85)
-    turned = rotation[:, 0] @ hand[:, 0] > np.cos(0.35 * slack)
-    if aside < 0.011 * slack and -0.01 < above < 0.008 * slack and opening > 0.2 and turned:
-        return Target(place, hand, gripper_open=False, speed=0.1)
-    way = from_above(position, place, max(safe_height, place[2] + 0.07))
-    return Target(way, hand, gripper_open=True, speed=0.25 if aside < 0.03 else 0.35)
+    return take(sim, place, down_rotation(yaw), max(safe_height, place[2] + 0.07), narrowest=0.2, turn=0.35)
 
 # %% ../../../nbs/11h0_tabletop.tasks.screwing.ipynb #85516318
 ENOUGH = float(np.deg2rad(86))  # a little more than needed, and the hand lets go
@@ -151,12 +143,3 @@ def screw_in(sim: Simulation, thread: Thread, above_part: float, safe_height: fl
         way = from_above(position, thread.seat(sim) + position - part, carry_height + float(position[2] - part[2]))
         return Target(way, gripper_open=False)
     return grip(sim, place, grasp_yaw(pointing, present), safe_height)
-
-# %% ../../../nbs/11h0_tabletop.tasks.screwing.ipynb #0104cde5
-DISTINCT = 0.45  # distance in RGB, each channel within 0 and 1
-
-
-def distinct_colour(rng: np.random.Generator, colour: str) -> str:
-    """The name of another colour, one that a picture tells apart from `colour`."""
-    away = {other: float(np.linalg.norm(np.subtract(value, COLOURS[colour]))) for other, value in COLOURS.items()}
-    return str(rng.choice([other for other, distance in away.items() if distance >= DISTINCT]))

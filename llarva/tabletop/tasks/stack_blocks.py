@@ -68,7 +68,7 @@ class StackBlocks(Task):
 
     def reset(self, sim: Simulation, rng: np.random.Generator, variation: int) -> None:
         self.colour, self.count = PALETTE[variation % len(PALETTE)], 2 + variation // len(PALETTE)
-        self.others = other_colours(rng, self.colour, 2)
+        self.others = other_colours(rng, [self.colour], 2)
         side = rng.choice([-1.0, 1.0])
         middle = np.array([rng.uniform(0.03, 0.1), side * rng.uniform(0.17, 0.22)])
         self.middle = np.array([*middle, TOP])

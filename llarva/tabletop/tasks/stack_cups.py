@@ -100,7 +100,7 @@ class StackCups(Task):
 
     def reset(self, sim: Simulation, rng: np.random.Generator, variation: int) -> None:
         colour = list(COLOURS)[variation]
-        self.colours = [colour, *other_colours(rng, colour, len(CUPS) - 1)]
+        self.colours = [colour, *other_colours(rng, [colour], len(CUPS) - 1)]
         while True:  # none hides another from the camera, and the nearer one is plain to see
             places = sample_places(rng, len(CUPS), (0.06, -0.25), (0.32, 0.25), 0.14)
             beside = np.diff(np.sort(places[:, 1])).min()

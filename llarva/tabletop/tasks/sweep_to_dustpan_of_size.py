@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..scene import TABLE_HEIGHT, VISUAL
 from .base import ObjectMark, Target, Task, sample_places
-from .grasping import down_rotation, from_above, grasp_yaw, ramp
+from .grasping import down_rotation, from_above, ramp
+from .picking import pick
 
 # %% auto #0
 __all__ = ['HEAD', 'GRIP', 'LEAN', 'HANDLE', 'STRAW', 'WOOD', 'RED', 'PANS', 'PAN', 'STEMS', 'CRUMBS', 'CRUMB', 'AT_REST',
@@ -161,19 +162,11 @@ class SweepToDustpan(Task):
 
     def expert(self, sim: Simulation) -> Target:
         position, rotation = sim.end_effector_pose()
-        turned = float(np.arctan2(rotation[1, 0], rotation[0, 0]))
-        heading = sim.rotation("broom")[:2, 0]
-        yaw = float(np.arctan2(heading[1], heading[0]))
         if sim.holding("broom"):
             return self.sweep(sim, position, sim.rotation("broom").T @ rotation)
-        grip = sim.position("broom")
-        hand = down_rotation(grasp_yaw(yaw, turned))
-        aside, above = float(np.linalg.norm(position[:2] - grip[:2])), float(position[2] - grip[2])
-        slack = 1.0 + ramp(sim.gripper_opening, 0.98, 0.85)
-        if aside < 0.011 * slack and -0.01 < above < 0.008 * slack and sim.gripper_opening > 0.2:
-            return Target(grip, hand, gripper_open=False, speed=0.1)
-        way = from_above(position, grip, max(SAFE_HEIGHT, grip[2] + 0.08))
-        return Target(way, hand, gripper_open=True, speed=0.25 if aside < 0.03 else 0.35)
+        heading = sim.rotation("broom")[:2, 0]
+        yaw = float(np.arctan2(heading[1], heading[0]))
+        return pick(sim, sim.position("broom"), yaw, SAFE_HEIGHT, narrowest=0.2)
 
     def sweep(self, sim: Simulation, position: NDArray[np.float64], hand: NDArray[np.float64]) -> Target:
         """With the broom in the hand: get behind the dirt and push it into the dustpan."""
