@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
@@ -21,9 +22,11 @@ from llarva.models.text import (
     encode_row,
     make_processor,
     make_tokenizer,
+    relate_names,
     special_ids,
     vocabulary_texts,
 )
+from llarva.models.tiny import TinySize, make_tiny
 
 SIZE = 32  # pixels: four image tokens
 
@@ -69,3 +72,20 @@ def test_another_tokenizers_ids_are_its_own() -> None:
 def test_a_missing_special_token_is_named(name: str) -> None:
     with pytest.raises(LlarvaError, match=f"no {name} token"):
         special_ids(like_llava(**{f"{name}_token": None}))
+
+
+def test_names_that_share_a_word_start_alike() -> None:
+    names = ["red jar", "blue jar", "red button", "tap"]
+    tokenizer = make_tokenizer(names, [], [f"<{k}>" for k in range(16)], names)
+
+    def embeddings(seed: int) -> torch.Tensor:
+        model = make_tiny(TinySize(), len(tokenizer), IMAGE, [], seed=0)
+        relate_names(model, tokenizer, names, seed)
+        table = model.get_input_embeddings().weight.detach()
+        return table[[tokenizer.convert_tokens_to_ids(name) for name in names]]
+
+    found = embeddings(1)
+    alike = torch.nn.functional.cosine_similarity(found[:, None], found[None], dim=-1)
+    assert alike[0, 1] > 0.3 and alike[0, 2] > 0.3 and alike[1, 2].abs() < 0.25 and alike[:3, 3].abs().max() < 0.25
+    assert torch.allclose(found.std(dim=1), torch.tensor(0.5), atol=0.1)
+    assert torch.equal(found, embeddings(1)) and not torch.equal(found, embeddings(2))

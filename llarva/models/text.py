@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'PAD', 'BOS', 'EOS', 'IMAGE', 'PROMPT', 'TEXT', 'POINT_NUMBER', 'TRACE_NUMBER', 'ACTION_NUMBER',
-           'make_tokenizer', 'add_names', 'make_processor', 'pixel_values', 'SpecialIds', 'special_ids', 'Turn',
-           'image_token_count', 'encode_prompt', 'encode_row', 'answer_kinds', 'vocabulary_texts']
+           'make_tokenizer', 'add_names', 'relate_names', 'make_processor', 'pixel_values', 'SpecialIds', 'special_ids',
+           'Turn', 'image_token_count', 'encode_prompt', 'encode_row', 'answer_kinds', 'vocabulary_texts']
 
 # %% ../../nbs/07a_models.text.ipynb #d553ba79
 from collections.abc import Iterable, Sequence
@@ -66,6 +66,20 @@ def add_names(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokeniz
             for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
                 table[tokenizer.convert_tokens_to_ids(name)] = table[ids].mean(dim=0)
     return len(pieces)
+
+# %% ../../nbs/07a_models.text.ipynb #f1df7672
+def relate_names(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, names: Sequence[str], seed: int
+) -> None:
+    """Start the embedding of each of `names`, single tokens of a new model, as the sum of a vector for each word."""
+    table = model.get_input_embeddings().weight
+    words = sorted({word for name in names for word in name.split()})
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(len(words), table.shape[1], generator=generator) * table.detach().std()
+    with torch.no_grad():
+        for name in names:
+            parts = vectors[[words.index(word) for word in name.split()]]
+            table[tokenizer.convert_tokens_to_ids(name)] = parts.sum(dim=0) / len(parts) ** 0.5
 
 # %% ../../nbs/07a_models.text.ipynb #82f7412a
 def make_processor(tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size: int = 16) -> LlavaProcessor:

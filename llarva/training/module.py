@@ -20,7 +20,7 @@ from ..instructions.dataset import RowStore
 from ..instructions.format import InstructionFormat
 from ..models.adapters import add_lora
 from ..models.checkpoints import load_checkpoint, save_checkpoint
-from ..models.text import IMAGE, add_names, make_processor, make_tokenizer
+from ..models.text import IMAGE, add_names, make_processor, make_tokenizer, relate_names
 from ..models.tiny import make_tiny
 from .batches import TrainingError, read_format
 from .config import TrainConfig
@@ -100,6 +100,7 @@ def start_model(
     tokenizer = make_tokenizer(texts, format.phrases(), format.number_tokens(), names)
     numbers = [int(tokenizer.convert_tokens_to_ids(token)) for token in format.number_tokens()]
     model = make_tiny(config.size, len(tokenizer), IMAGE, numbers, config.seed)
+    relate_names(model, tokenizer, names, config.seed)
     return model, make_processor(tokenizer, config.size.image_size), format
 
 # %% ../../nbs/08b3_training.module.ipynb #e78dd907
