@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..scene import TABLE_HEIGHT, VISUAL
 from .base import ObjectMark, Target, Task, sample_places
-from .grasping import down_rotation, from_above, ramp
+from .grasping import from_above
 from .picking import pick
 
 # %% auto #0
