@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llarva.cards import CardError, cards_table, load_card, load_cards
-from llarva.robots import get_control_mode
+from llarva.robots import CONTROL_MODES
 
 CARDS = Path(__file__).parents[1] / "data_cards"
 GOOD = (CARDS / "tabletop.md").read_text(encoding="utf-8")
@@ -24,9 +24,11 @@ def test_shipped_cards():
     assert {"tabletop", "rlbench"} <= set(cards) and list(cards) == sorted(cards)
     for card in cards.values():
         for mode in card.control_modes:
-            known = get_control_mode(mode)
-            assert card.actions[mode] == tuple(zip(known.action_names, known.action_units, strict=True))
-        assert card.unverified == () and card.text.startswith("# ")
+            known = card.control_mode(mode)
+            assert tuple(zip(known.action_names, known.action_units, strict=True)) == card.actions[mode]
+            assert mode not in CONTROL_MODES or known == CONTROL_MODES[mode]
+        assert card.text.startswith("# ")
+    assert cards["tabletop"].unverified == cards["rlbench"].unverified == ()
     assert cards["tabletop"].camera.image_size == (128, 128) and cards["tabletop"].rate_hz == 20.0
     assert "@article" in cards["rlbench"].citation
 
