@@ -1,24 +1,19 @@
-"""Simulation and environments: exactness, hostile input, cameras, control modes."""
+"""The simulation: kinematics, exactness, hostile actions, motion."""
 
 import hashlib
-import os
 import pickle
 import subprocess
 import sys
 
-import gymnasium
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from task_checks import act
 
-import llarva.tabletop.env  # registers the tasks
-from llarva.cameras import project
-from llarva.errors import LlarvaError
 from llarva.kinematics import forward_kinematics, rotation_vector
 from llarva.robots import ROUNDING, ActionError, get_robot
-from llarva.tabletop import gl, simulation
 from llarva.tabletop.experts import expert_action, run_expert
 from llarva.tabletop.inverse_kinematics import turn_of, turned_by
 from llarva.tabletop.scene import ROBOT_BASE
@@ -33,11 +28,6 @@ def buttons() -> Simulation:
     return Simulation(get_task("push_buttons"))
 
 
-def advance_by_expert(sim: Simulation, steps: int) -> None:
-    for _ in range(steps):
-        sim.advance(sim.end_effector_to_joint_velocity(expert_action(sim)))
-
-
 def digest(sim: Simulation, steps: int = 12) -> str:
     """Hash of the states and of every fourth picture of an expert's first steps."""
     total = hashlib.sha256()
@@ -46,11 +36,11 @@ def digest(sim: Simulation, steps: int = 12) -> str:
             total.update(sim.render().tobytes())
             total.update(sim.segmentation()[0].tobytes())
         total.update(sim.data.qpos.tobytes() + sim.data.qvel.tobytes() + expert_action(sim).tobytes())
-        advance_by_expert(sim, 1)
+        act(sim, 1)
     return total.hexdigest()
 
 
-# ---------------------------------------------------------------- kinematics
+# ---- kinematics
 
 
 @settings(max_examples=100, deadline=None)
@@ -82,7 +72,7 @@ def test_inverse_kinematics_is_exact_nearby_and_harmless_far_away(buttons: Simul
     assert np.all((found >= PANDA.limits()[0]) & (found <= PANDA.limits()[1]))
 
 
-# ---------------------------------------------------------------- exactness
+# ---- exactness
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -118,7 +108,7 @@ def test_a_snapshot_continues_to_the_last_bit(task: str) -> None:
     moments = [sim.steps // 3, 2 * sim.steps // 3]  # something is touched or held by then
     sim.reset(5, arm_noise=0.1)
     for moment in moments:
-        advance_by_expert(sim, moment - sim.steps)
+        act(sim, moment - sim.steps)
         picture, kept = sim.render(), pickle.loads(pickle.dumps(sim.snapshot()))
         assert run_expert(sim)
         end, steps, last = sim.data.qpos.copy(), sim.steps, sim.render()
@@ -132,12 +122,12 @@ def test_a_snapshot_continues_to_the_last_bit(task: str) -> None:
 
 def test_positions_are_fresh_after_a_step(buttons: Simulation) -> None:
     buttons.reset(3)
-    advance_by_expert(buttons, 5)
+    act(buttons, 5)
     position, _ = forward_kinematics(PANDA, buttons.joint_positions)
     assert np.abs(position + ROBOT_BASE - buttons.end_effector_pose()[0]).max() < 1e-6
 
 
-# ---------------------------------------------------------------- actions
+# ---- actions
 
 
 HOSTILE = [
@@ -205,94 +195,7 @@ def test_the_gripper_opens_and_closes(buttons: Simulation) -> None:
         assert abs(buttons.gripper_opening - reached) < 0.03, "0.5 means closed"
 
 
-# ---------------------------------------------------------------- pictures
-
-
-def test_projection_hits_what_the_picture_shows(buttons: Simulation) -> None:
-    for seed in range(4):
-        buttons.reset(seed)
-        labels, names = buttons.segmentation(128)
-        intrinsics, pose = buttons.camera()
-        for name, mark in buttons.task.objects(buttons).items():
-            rows, columns = np.nonzero(labels == names.index(name) + 1)
-            pixel, depth = project(mark.point, intrinsics, pose)
-            assert depth > 0 and len(rows) > 20
-            assert np.abs(pixel - [columns.mean() + 0.5, rows.mean() + 0.5]).max() < 5, name
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_home_and_named_objects_are_inside_the_picture(task: str) -> None:
-    sim = Simulation(get_task(task))
-    for seed in range(8):
-        sim.reset(seed)
-        intrinsics, pose = sim.camera()
-        points = [sim.end_effector_pose()[0], *(mark.point for mark in sim.objects().values())]
-        pixels, _ = project(np.stack(points), intrinsics, pose)
-        assert np.all((pixels > 4) & (pixels < 124))
-
-
-def test_segmentation_sizes_agree(buttons: Simulation) -> None:
-    buttons.reset(3)
-    small, names = buttons.segmentation()
-    large, _ = buttons.segmentation(128)
-    assert small.shape == (32, 32) and set(np.unique(small)) <= set(range(len(names) + 1))
-    shares = [(small == k).mean() - (large == k).mean() for k in range(len(names) + 1)]
-    assert np.abs(shares).max() < 0.02
-
-
-def test_without_opengl_physics_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulation, "BACKEND", None)
-    sim = Simulation(get_task("push_buttons"))
-    advance_by_expert(sim, 3)
-    with pytest.raises(gl.RenderError, match="libosmesa6"):
-        sim.render()
-
-
-CHOICES = [(True, True, "egl"), (False, True, "osmesa"), (False, False, None)]
-
-
-@pytest.mark.parametrize(("egl", "osmesa", "chosen"), CHOICES)
-def test_choice_of_opengl(egl: bool, osmesa: bool, chosen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.delenv("PYOPENGL_PLATFORM", raising=False)
-    monkeypatch.setattr(gl.importlib, "reload", lambda module: module)
-    monkeypatch.setattr(gl, "has_egl", lambda: egl)
-    monkeypatch.setattr(gl, "has_osmesa", lambda: osmesa)
-    assert gl.choose_backend() == chosen
-    monkeypatch.setenv("MUJOCO_GL", "glfw")
-    assert gl.choose_backend() == "glfw", "a person's own choice is kept"
-
-
-DRAW = "from llarva.tabletop.simulation import Simulation\nfrom llarva.tabletop.tasks.registry import get_task\n"
-DRAW += "Simulation(get_task('push_buttons')).render()"
-
-
-@pytest.mark.parametrize(("first", "backend", "fails"), [("import mujoco", "", ""), ("", "glfw", "Unset MUJOCO_GL")])
-def test_the_order_of_imports_and_a_bad_choice(first: str, backend: str, fails: str) -> None:
-    """Importing mujoco first does no harm; a backend that cannot draw is named in an error of ours."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY")}
-    environment |= {"MUJOCO_GL": backend} if backend else {}
-    done = subprocess.run([sys.executable, "-c", f"{first}\n{DRAW}"], capture_output=True, text=True, env=environment)
-    assert (done.returncode != 0) == bool(fails) and fails in done.stderr
-
-
-# ---------------------------------------------------------------- push_buttons
-
-
-def test_a_wrong_button_is_a_failure_and_lights_up() -> None:
-    env = gymnasium.make("llarva/push_buttons-v0", control_mode="end_effector_delta")
-    env.reset(seed=1, options={"variation": 0})
-    task = env.unwrapped.sim.task
-    task.order = [1]  # the expert is told another button than the judge
-    done = False
-    while not done:
-        action = env.unwrapped.expert_action()
-        task.order = [0]
-        _, reward, terminated, truncated, info = env.step(action)
-        done = terminated or truncated
-        task.order = [1]
-    assert truncated and not terminated and reward == 0 and info["failure"] == "wrong_button"
-    env.close()
+# ---- push_buttons
 
 
 def test_pressing_needs_the_arm_and_the_stated_order(buttons: Simulation) -> None:
@@ -304,107 +207,3 @@ def test_pressing_needs_the_arm_and_the_stated_order(buttons: Simulation) -> Non
     assert run_expert(buttons) and buttons.task.pressed == [0, 1, 2]
     lit = [tuple(buttons.model.geom(f"base{i}").rgba) for i in range(3)]
     assert len(set(lit)) == 1 and not np.array_equal(before, buttons.render())
-
-
-# ---------------------------------------------------------------- environments
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_both_control_modes_make_the_same_motion(task: str) -> None:
-    ends = []
-    for mode in ("joint_velocity", "end_effector_delta"):
-        env = gymnasium.make(f"llarva/{task}-v0", control_mode=mode)
-        observation, info = env.reset(seed=8)
-        assert env.observation_space.contains(observation) and len(set(info["instructions"])) >= 4
-        terminated = truncated = False
-        while not (terminated or truncated):
-            action = env.unwrapped.expert_action()
-            assert action.dtype == np.float32 and env.action_space.contains(action)
-            observation, reward, terminated, truncated, info = env.step(action)
-        assert terminated and info["success"] and reward == 1 and info["failure"] is None
-        ends.append((env.unwrapped.sim.steps, observation["state"]))
-        env.close()
-    assert ends[0][0] == ends[1][0] and np.abs(ends[0][1] - ends[1][1]).max() < 1e-3
-
-
-def test_the_step_limit_truncates() -> None:
-    env = gymnasium.make("llarva/open_drawer-v0", max_steps=3)
-    env.reset(seed=0)
-    results = [env.step(np.zeros(8, dtype=np.float32)) for _ in range(3)]
-    assert [result[3] for result in results] == [False, False, True] and not results[-1][2]
-    assert results[-1][4]["failure"] == "step_limit" and results[0][4]["failure"] is None
-    env.close()
-
-
-def test_resets_follow_their_options() -> None:
-    env = gymnasium.make("llarva/push_buttons-v0")
-    first, info = env.reset(seed=3, options={"variation": 19})
-    again, same = env.reset(seed=3, options={"variation": 19})
-    assert np.array_equal(first["image"], again["image"]) and info["instruction"] == same["instruction"]
-    assert info["variation"] == 19 and info["instruction"] == "push the white button"
-    noisy, _ = env.reset(seed=3, options={"variation": 19, "arm_noise": 0.12})
-    assert 0.02 < np.abs(noisy["state"] - first["state"]).max() < 0.6
-    drawn = {env.reset()[1]["seed"] for _ in range(3)}
-    assert len(drawn) == 3
-    env.close()
-
-
-WRONG_OPTIONS = [{"variation": 50}, {"variation": -1}, {"variations": 1}, {"arm_noise": float("nan")}]
-
-
-@pytest.mark.parametrize("options", WRONG_OPTIONS)
-def test_wrong_reset_options_are_refused(options: dict[str, float]) -> None:
-    env = gymnasium.make("llarva/push_buttons-v0")
-    with pytest.raises(LlarvaError):
-        env.reset(seed=0, options=options)
-    env.close()
-
-
-def test_wrong_names_are_refused() -> None:
-    with pytest.raises(LlarvaError, match="push_buttons"):
-        llarva.tabletop.env.TabletopEnv("push_button")
-    with pytest.raises(LlarvaError, match="end_effector_delta"):
-        gymnasium.make("llarva/push_buttons-v0", control_mode="telepathy")
-    with pytest.raises(LlarvaError, match="image_size"):
-        gymnasium.make("llarva/push_buttons-v0", image_size=0)
-    with pytest.raises(LlarvaError, match="max_steps"):
-        gymnasium.make("llarva/push_buttons-v0", max_steps=0)
-
-
-def test_gymnasium_agrees() -> None:
-    from gymnasium.utils.env_checker import check_env
-
-    env = llarva.tabletop.env.TabletopEnv("push_buttons", image_size=32)
-    check_env(env, skip_render_check=True)
-    env.close()
-
-
-def test_appearance_changes_the_picture_and_nothing_else() -> None:
-    plain, looked = Simulation(get_task("push_buttons"), 64), Simulation(get_task("push_buttons"), 64)
-    plain.reset(3)
-    looked.reset(3, appearance_seed=8)
-    assert not np.array_equal(plain.render(), looked.render())
-    picture, pose = looked.render(), looked.camera()[1]
-    assert 0 < np.abs(pose - plain.camera()[1]).max() < 0.03
-    for sim in (plain, looked):
-        for _ in range(5):
-            sim.advance(sim.end_effector_to_joint_velocity(expert_action(sim)))
-    assert np.array_equal(plain.data.qpos, looked.data.qpos)
-    snapshot = looked.snapshot()
-    looked.reset(3)
-    assert np.array_equal(looked.camera()[1], Simulation(get_task("push_buttons"), 64).camera()[1])
-    looked.restore(snapshot)
-    assert np.array_equal(looked.camera()[1], pose)
-    looked.reset(3, appearance_seed=8)
-    assert np.array_equal(looked.render(), picture)
-
-
-def test_marks_stay_on_their_things_under_every_appearance() -> None:
-    sim = Simulation(get_task("push_buttons"), 128)
-    for look in range(4):
-        sim.reset(5, appearance_seed=look)
-        seen, names = sim.segmentation(128)
-        for name, mark in sim.objects().items():
-            if name != "gripper":
-                (x, y), _ = project(mark.point, *sim.camera())
-                assert names[int(seen[int(y), int(x)]) - 1] == name

@@ -1,15 +1,17 @@
 """Opening drawers and moving meat: what counts as success, what as failure, and recoveries."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import mujoco
 import numpy as np
 import pytest
+import task_checks as checks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from task_checks import act, act_until, move, wait
 
 from llarva.cameras import project
-from llarva.tabletop.experts import expert_action, run_expert
+from llarva.tabletop.experts import run_expert
 from llarva.tabletop.gl import BACKEND
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.grasping import SLACK, down_rotation, from_above, grasp_yaw
@@ -31,23 +33,6 @@ def grill() -> Iterator[Simulation]:
     sim = Simulation(MeatOffGrill())
     yield sim
     sim.close()
-
-
-def act(sim: Simulation, steps: int = 1) -> None:
-    for _ in range(steps):
-        sim.advance(sim.end_effector_to_joint_velocity(expert_action(sim)))
-
-
-def act_until(sim: Simulation, reached: Callable[[], bool]) -> None:
-    while not reached():
-        assert sim.steps < sim.task.max_steps, "never reached"
-        act(sim)
-
-
-def put(sim: Simulation, body: str, position: list[float], yaw: float = 0.0) -> None:
-    sim.place(body, position, yaw)
-    sim.data.joint(body).qvel[:] = 0
-    mujoco.mj_forward(sim.model, sim.data)
 
 
 # Coming from above
@@ -123,8 +108,7 @@ def test_the_wrong_drawer(cabinet: Simulation) -> None:
 def test_drawers_rest_where_they_are(cabinet: Simulation) -> None:
     cabinet.reset(2, variation=0)
     cabinet.data.joint("slide1").qpos[0] = 0.2 * TRAVEL
-    for _ in range(20):
-        cabinet.advance([*np.zeros(7), 1.0])
+    wait(cabinet, 20)
     opened = [float(cabinet.data.joint(f"slide{k}").qpos[0]) / TRAVEL for k in range(3)]
     assert np.allclose(opened, [0, 0.2, 0], atol=0.02)
 
@@ -154,16 +138,12 @@ def test_other_drawers_stay_shut(cabinet: Simulation) -> None:
 
 @needs_gl
 def test_handles_are_apart_in_the_picture(cabinet: Simulation) -> None:
+    checks.marks_are_seen(cabinet, range(6))
     for seed in range(6):
         cabinet.reset(seed)
         marks = cabinet.objects()
         pixels = [project(marks[f"{name} drawer"].point, *cabinet.camera())[0] for name in DRAWERS]
         assert min(np.linalg.norm(a - b) for a, b in zip(pixels, pixels[1:], strict=False)) > 10
-        seen, names = cabinet.segmentation(128)
-        for name, pixel in zip(DRAWERS, pixels, strict=True):
-            x, y = pixel.astype(int)
-            label = names.index(f"{name} drawer") + 1
-            assert label in seen[y - 2 : y + 3, x - 2 : x + 3]
 
 
 # Meat
@@ -172,8 +152,7 @@ def test_meat_lies_still_on_the_grill(grill: Simulation) -> None:
     for seed in range(5):
         grill.reset(seed)
         before = [grill.position(meat) for meat in MEATS]
-        for _ in range(20):
-            grill.advance([*np.zeros(7), 1.0])
+        wait(grill, 20)
         assert np.allclose(before, [grill.position(meat) for meat in MEATS], atol=0.003)
         assert not grill.success and grill.failure is None
 
@@ -183,28 +162,28 @@ def test_meat_counts_when_let_go_and_at_rest(grill: Simulation, variation: int) 
     meat = MEATS[variation]
     grill.reset(2, variation=variation)
     on_board = [*(grill.position("board") + [0.02, 0.0, 0.034])]
-    put(grill, meat, on_board)
+    move(grill, meat, on_board)
     assert grill.task.success(grill)
     grill.data.joint(meat).qvel[0] = 0.05
     mujoco.mj_forward(grill.model, grill.data)
     assert not grill.task.success(grill), "it slides"
-    put(grill, meat, on_board)
+    move(grill, meat, on_board)
     grill.data.eq_active[grill.model.equality(f"hold_{meat}").id] = 1
     assert not grill.task.success(grill), "the hand holds it"
     grill.data.eq_active[:] = 0
-    put(grill, meat, [on_board[0], on_board[1], on_board[2] + 0.1])
+    move(grill, meat, [on_board[0], on_board[1], on_board[2] + 0.1])
     assert not grill.task.success(grill), "it hovers"
-    put(grill, meat, [on_board[0] + 0.12, *on_board[1:]])
+    move(grill, meat, [on_board[0] + 0.12, *on_board[1:]])
     assert not grill.task.success(grill), "it lies beside the board"
 
 
 def test_the_wrong_meat_and_the_floor(grill: Simulation) -> None:
     grill.reset(2, variation=0)
     board = grill.position("board")
-    put(grill, "steak", [board[0], board[1], board[2] + 0.034])
+    move(grill, "steak", [board[0], board[1], board[2] + 0.034])
     assert grill.task.failure(grill) == "wrong_meat"
     grill.reset(2, variation=0)
-    put(grill, "chicken", [0.5, 0.9, 0.3])
+    move(grill, "chicken", [0.5, 0.9, 0.3])
     assert grill.task.failure(grill) == "dropped"
 
 
@@ -213,8 +192,7 @@ def test_dropped_on_the_way_it_is_picked_up_again(grill: Simulation, seed: int) 
     grill.reset(seed)
     meat = MEATS[grill.variation]
     act_until(grill, lambda: grill.holding(meat) and grill.position(meat)[2] > 0.9)
-    for _ in range(8):
-        grill.advance([*np.zeros(7), 1.0])
+    wait(grill, 8)
     assert not grill.holding(meat)
     assert run_expert(grill)
 
@@ -222,8 +200,7 @@ def test_dropped_on_the_way_it_is_picked_up_again(grill: Simulation, seed: int) 
 def test_a_gripper_closed_on_nothing_opens_again(grill: Simulation) -> None:
     grill.reset(4)
     act(grill, 15)
-    for _ in range(10):
-        grill.advance([*np.zeros(7), 0.0])
+    wait(grill, 10, gripper=0.0)
     assert grill.gripper_opening < 0.05
     assert run_expert(grill)
 
@@ -231,34 +208,20 @@ def test_a_gripper_closed_on_nothing_opens_again(grill: Simulation) -> None:
 def test_meat_that_lies_across_is_taken_too(grill: Simulation) -> None:
     grill.reset(5)
     meat = MEATS[grill.variation]
-    put(grill, meat, [*grill.position(meat)], yaw=1.3)
+    move(grill, meat, [*grill.position(meat)], yaw=1.3)
     assert run_expert(grill)
 
 
 def test_meat_on_the_table_is_taken_to_the_board(grill: Simulation) -> None:
     grill.reset(6)
-    put(grill, MEATS[grill.variation], [0.05, 0.25, 0.775], yaw=0.5)
+    move(grill, MEATS[grill.variation], [0.05, 0.25, 0.775], yaw=0.5)
     assert run_expert(grill)
 
 
 @needs_gl
 def test_names_are_seen_where_they_are_pointed_at(grill: Simulation) -> None:
-    for seed in range(6):
-        grill.reset(seed)
-        seen, names = grill.segmentation(128)
-        for name, mark in grill.task.objects(grill).items():
-            x, y = project(mark.point, *grill.camera())[0].astype(int)
-            assert names.index(name) + 1 in seen[y - 2 : y + 3, x - 2 : x + 3], name
+    checks.marks_are_seen(grill, range(6))
 
 
 def test_snapshots_keep_task_and_furniture(grill: Simulation) -> None:
-    grill.reset(7, variation=1)
-    act(grill, 40)
-    snapshot = grill.snapshot()
-    act(grill, 10)
-    later = grill.data.qpos.copy()
-    grill.reset(8, variation=0)
-    act(grill, 3)
-    grill.restore(snapshot)
-    act(grill, 10)
-    assert np.array_equal(grill.data.qpos, later)
+    checks.snapshots_continue_to_the_last_bit(grill, 1, every=20, ahead=10)

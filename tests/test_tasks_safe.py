@@ -1,14 +1,15 @@
 """Money in the safe: the named shelf, let go and at rest."""
 
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import mujoco
 import numpy as np
 import pytest
+import task_checks as checks
+from task_checks import act, act_until, move, wait
 
 from llarva.cameras import project
-from llarva.tabletop.experts import expert_action, run_expert
+from llarva.tabletop.experts import run_expert
 from llarva.tabletop.gl import BACKEND
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.put_money_in_safe import DEPTH, NOTES, SHELVES, WIDTH, PutMoneyInSafe, shelf_place
@@ -23,53 +24,26 @@ def sim() -> Iterator[Simulation]:
     simulation.close()
 
 
-def act(sim: Simulation, steps: int = 1) -> None:
-    for _ in range(steps):
-        sim.advance(sim.end_effector_to_joint_velocity(expert_action(sim)))
-
-
-def act_until(sim: Simulation, reached: Callable[[], bool]) -> None:
-    while not reached():
-        assert sim.steps < sim.task.max_steps, "never reached"
-        act(sim)
-
-
 def lay(sim: Simulation, shelf: int, aside: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
     """Put the notes on a shelf, `aside` metres from its middle in the safe's frame, at rest."""
     place = shelf_place(shelf) + aside + [0, 0, NOTES[2]]
-    sim.place("money", sim.position("safe") + sim.rotation("safe") @ place)
-    sim.data.joint("money").qvel[:] = 0
-    mujoco.mj_forward(sim.model, sim.data)
+    move(sim, "money", sim.position("safe") + sim.rotation("safe") @ place)
 
 
 @pytest.mark.parametrize("variation", range(3))
 def test_the_expert_succeeds(sim: Simulation, variation: int) -> None:
-    sim.reset(20 + variation, variation=variation, arm_noise=0.12)
-    assert not sim.task.success(sim), "before anything has moved"
-    assert run_expert(sim)
-    assert sim.steps < 0.7 * sim.task.max_steps
+    checks.expert_succeeds(sim, [variation], share=0.7)
 
 
 def test_a_still_robot_never_succeeds(sim: Simulation) -> None:
-    for seed in range(3):
-        sim.reset(seed)
-        before = sim.position("money")
-        for _ in range(40):
-            sim.advance([*np.zeros(7), float(seed % 2)])
-            assert not sim.success and sim.failure is None
-        assert np.allclose(sim.position("money"), before, atol=1e-3)
+    checks.still_robot_never_succeeds(sim, range(3), slack=1e-3)
 
 
 def test_phrasings_name_marked_things_only(sim: Simulation) -> None:
-    sim.reset(0)
-    marks = sim.task.objects(sim)
+    checks.phrasings_name_marked_things(sim, lambda variation: (f"{SHELVES[variation]} shelf", "money"))
     for variation, shelf in enumerate(SHELVES):
         phrasings = sim.task.instructions(variation)
-        assert len(set(phrasings)) == len(phrasings) >= 4
-        assert {"money", f"{shelf} shelf"} <= set(marks)
-        for phrase in phrasings:
-            assert "the money" in phrase and f"the {shelf} shelf" in phrase
-            assert not any(other in phrase for other in SHELVES if other != shelf)
+        assert all("the money" in phrase and f"the {shelf} shelf" in phrase for phrase in phrasings)
 
 
 @pytest.mark.parametrize("shelf", range(3))
@@ -102,8 +76,7 @@ def test_the_money_counts_when_let_go_and_at_rest(sim: Simulation) -> None:
 
 def test_the_floor_is_a_failure(sim: Simulation) -> None:
     sim.reset(2)
-    sim.place("money", [0.5, 0.9, 0.3])
-    mujoco.mj_forward(sim.model, sim.data)
+    move(sim, "money", [0.5, 0.9, 0.3])
     assert sim.task.failure(sim) == "dropped"
 
 
@@ -111,8 +84,7 @@ def test_notes_rest_on_every_shelf(sim: Simulation) -> None:
     for shelf in range(3):
         sim.reset(3, variation=shelf)
         lay(sim, shelf, (0.02, -0.05, 0.02))
-        for _ in range(15):
-            sim.advance([*np.zeros(7), 1.0])
+        wait(sim, 15)
         assert sim.success, SHELVES[shelf]
 
 
@@ -120,8 +92,7 @@ def test_dropped_on_the_way_it_is_picked_up_again(sim: Simulation) -> None:
     for seed in range(3):
         sim.reset(seed)
         act_until(sim, lambda: sim.holding("money") and bool(sim.position("money")[2] > 0.85))
-        for _ in range(8):
-            sim.advance([*np.zeros(7), 1.0])
+        wait(sim, 8)
         assert not sim.holding("money")
         assert run_expert(sim)
 
@@ -136,54 +107,23 @@ def test_notes_on_their_side_are_taken_too(sim: Simulation) -> None:
 def test_a_gripper_closed_on_nothing_opens_again(sim: Simulation) -> None:
     sim.reset(4)
     act(sim, 15)
-    for _ in range(10):
-        sim.advance([*np.zeros(7), 0.0])
+    wait(sim, 10, gripper=0.0)
     assert sim.gripper_opening < 0.05
     assert run_expert(sim)
 
 
 @needs_gl
 def test_names_are_seen_where_they_are_pointed_at(sim: Simulation) -> None:
+    checks.marks_are_seen(sim, range(8))
     for seed in range(8):
         sim.reset(seed)
-        seen, names = sim.segmentation(128)
-        pixels = []
-        for name, mark in sim.task.objects(sim).items():
-            pixel, depth = project(mark.point, *sim.camera())
-            assert depth > 0 and np.all((pixel > 3) & (pixel < 125)), (seed, name, pixel)
-            x, y = pixel.astype(int)
-            assert names.index(name) + 1 in seen[y - 2 : y + 3, x - 2 : x + 3], name
-            pixels.append(pixel)
+        pixels = [project(mark.point, *sim.camera())[0] for mark in sim.task.objects(sim).values()]
         assert min(np.linalg.norm(a - b) for i, a in enumerate(pixels) for b in pixels[:i]) > 8
 
 
 def test_the_same_seed_gives_the_same_bytes(sim: Simulation) -> None:
-    def fingerprint() -> int:
-        sim.reset(11, arm_noise=0.12)
-        act(sim, 40)
-        held = [sim.data.qpos, sim.data.qvel, sim.model.body_pos, sim.model.body_quat]
-        return zlib.crc32(b"".join(array.tobytes() for array in held))
-
-    first = fingerprint()
-    sim.reset(12)
-    act(sim, 5)
-    assert fingerprint() == first
+    checks.same_seed_same_bytes(sim, steps=40)
 
 
 def test_a_snapshot_continues_to_the_last_bit(sim: Simulation) -> None:
-    sim.reset(7, variation=2, arm_noise=0.12)
-    snapshots, after = [], []
-    while not sim.success and sim.steps < sim.task.max_steps:
-        if sim.steps % 12 == 0:
-            snapshots.append(sim.snapshot())
-        if sim.steps % 12 == 8:
-            after.append((sim.data.qpos.copy(), expert_action(sim)))
-        act(sim)
-    assert sim.success
-    sim.reset(8, variation=0)
-    act(sim, 3)
-    for snapshot, (qpos, action) in list(zip(snapshots, after, strict=False))[::-1]:
-        sim.restore(snapshot)
-        act(sim, 8)
-        assert np.array_equal(sim.data.qpos, qpos)
-        assert np.array_equal(expert_action(sim), action)
+    checks.snapshots_continue_to_the_last_bit(sim, 2, every=12, ahead=8)

@@ -1,12 +1,13 @@
 """Tasks done with a tool, and what holds for every task here: success, failure, snapshots, recoveries."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import mujoco
 import numpy as np
 import pytest
+import task_checks as checks
+from task_checks import act_until, move, wait
 
-from llarva.cameras import project
 from llarva.errors import LlarvaError
 from llarva.tabletop.experts import expert_action, run_expert
 from llarva.tabletop.gl import BACKEND
@@ -14,13 +15,18 @@ from llarva.tabletop.scene import COLOURS, TABLE_HEIGHT
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.base import Task
 from llarva.tabletop.tasks.colours import DISTINCT, other_colours
-from llarva.tabletop.tasks.place_wine_at_rack_location import PlaceWine
+from llarva.tabletop.tasks.place_wine_at_rack_location import SIDES, PlaceWine
 from llarva.tabletop.tasks.reach_and_drag import CHOICES, CLEAR, CUBE, REACHED, ReachAndDrag
 from llarva.tabletop.tasks.sweep_to_dustpan_of_size import CRUMB, CRUMBS, INSIDE, PAN, PANS, SweepToDustpan
 
 needs_gl = pytest.mark.skipif(BACKEND is None, reason="no GL library to render with")
 TASKS = (ReachAndDrag, SweepToDustpan, PlaceWine)
 ARM_NOISE = 0.12  # rad
+NAMES = {
+    "reach_and_drag": lambda variation: (f"{list(COLOURS)[variation]} target", "stick", "cube"),
+    "sweep_to_dustpan_of_size": lambda variation: (f"{PANS[variation]} dustpan", "dirt"),
+    "place_wine_at_rack_location": lambda variation: (f"{SIDES[variation]} place", "wine bottle", "rack"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,76 +52,32 @@ def sweeping(simulations: dict[type[Task], Simulation]) -> Simulation:
     return simulations[SweepToDustpan]
 
 
-def act(sim: Simulation, steps: int = 1) -> None:
-    for _ in range(steps):
-        sim.advance(sim.end_effector_to_joint_velocity(expert_action(sim)))
-
-
-def act_until(sim: Simulation, reached: Callable[[], bool]) -> None:
-    while not reached():
-        assert sim.steps < sim.task.max_steps, "never reached"
-        act(sim)
-
-
-def put(sim: Simulation, body: str, position: list[float], yaw: float = 0.0) -> None:
-    sim.place(body, position, yaw)
-    sim.data.joint(body).qvel[:] = 0
-    mujoco.mj_forward(sim.model, sim.data)
-
-
 # Every task
 
 def test_the_expert_succeeds_in_variations_of_all_kinds(sim: Simulation) -> None:
-    count = sim.task.variation_count
-    for seed, variation in enumerate(np.unique(np.linspace(0, count - 1, 5).astype(int))):
-        sim.reset(700 + seed, variation=int(variation), arm_noise=ARM_NOISE if seed % 2 else 0.0)
-        assert not sim.success and sim.failure is None and not sim.task.success(sim)
-        assert run_expert(sim), (seed, variation, sim.failure)
-        assert sim.clipped == 0
+    kinds = np.unique(np.linspace(0, sim.task.variation_count - 1, 5).astype(int)).tolist()
+    checks.expert_succeeds(sim, kinds[::2], arm_noise=0.0)
+    checks.expert_succeeds(sim, kinds[1::2])
 
 
 def test_a_still_robot_gets_nowhere(sim: Simulation) -> None:
-    for gripper in (0.0, 1.0):
-        sim.reset(1)
-        for _ in range(40):
-            sim.advance([*np.zeros(7), gripper])
-            assert not sim.success and sim.failure is None
+    checks.still_robot_never_succeeds(sim)
 
 
 def test_things_lie_still(sim: Simulation) -> None:
     for seed in range(4):
         sim.reset(seed)
         before = sim.data.qpos.copy()
-        for _ in range(20):
-            sim.advance([*np.zeros(7), 1.0])
+        wait(sim, 20)
         assert np.allclose(before, sim.data.qpos, atol=0.002)
 
 
 def test_phrasings_differ_and_use_the_names_of_things(sim: Simulation) -> None:
-    seen: set[str] = set()
-    for variation in range(sim.task.variation_count):
-        sim.reset(2, variation=variation)
-        phrasings = sim.task.instructions(variation)
-        assert len(set(phrasings)) == len(phrasings) >= 4
-        assert not seen & set(phrasings), "two variations share a phrasing"
-        seen |= set(phrasings)
-        named = [{name for name in sim.task.objects(sim) if name in phrase} for phrase in phrasings]
-        assert all(named[0] <= names for names in named) and len(named[0]) >= 2
-        goals = [[name for name in names if name.split()[-1] in ("target", "dustpan", "place")] for names in named]
-        assert all(len(goal) == 1 for goal in goals)
+    checks.phrasings_name_marked_things(sim, NAMES[sim.task.name])
 
 
 def test_a_snapshot_continues_to_the_last_bit(sim: Simulation) -> None:
-    sim.reset(3, variation=0, arm_noise=ARM_NOISE)
-    act(sim, 45)
-    snapshot = sim.snapshot()
-    act(sim, 12)
-    later, words = sim.data.qpos.copy(), sorted(sim.task.objects(sim))
-    sim.reset(4, variation=sim.task.variation_count - 1)
-    act(sim, 3)
-    sim.restore(snapshot)
-    act(sim, 12)
-    assert np.array_equal(sim.data.qpos, later) and sorted(sim.task.objects(sim)) == words
+    checks.snapshots_continue_to_the_last_bit(sim, 0, every=45, ahead=12)
 
 
 def test_the_expert_is_a_function_of_the_state(sim: Simulation) -> None:
@@ -132,22 +94,12 @@ def test_the_expert_is_a_function_of_the_state(sim: Simulation) -> None:
 
 
 def test_the_same_seed_gives_the_same_scene(sim: Simulation) -> None:
-    scenes = []
-    for seed in (6, 7, 6):
-        sim.reset(seed)
-        scenes.append((sim.data.qpos.tobytes(), sim.model.body_pos.tobytes(), sim.model.geom_rgba.tobytes()))
-    assert scenes[0] == scenes[2] != scenes[1]
+    checks.same_seed_same_bytes(sim)
 
 
 @needs_gl
 def test_names_are_seen_where_they_are_pointed_at(sim: Simulation) -> None:
-    for seed in range(8):
-        sim.reset(seed)
-        seen, names = sim.segmentation(128)
-        for name, mark in sim.task.objects(sim).items():
-            x, y = project(mark.point, *sim.camera())[0].astype(int)
-            assert 3 <= x < 125 and 3 <= y < 125, name
-            assert names.index(name) + 1 in seen[y - 3 : y + 4, x - 3 : x + 4], name
+    checks.marks_are_seen(sim, range(8))
 
 
 # Colours
@@ -180,7 +132,7 @@ def test_where_the_cube_is_left_decides(dragging: Simulation, target: int) -> No
     hold_stick(dragging)
     x, y = dragging.task.places[target]  # type: ignore[attr-defined]
     for aside, on in ((REACHED - 0.003, True), (REACHED + 0.003, False)):
-        put(dragging, "cube", [x, y + aside, TABLE_HEIGHT + CUBE])
+        move(dragging, "cube", [x, y + aside, TABLE_HEIGHT + CUBE])
         assert dragging.task.success(dragging) is (on and target == 0)
         assert dragging.task.failure(dragging) == ("wrong_target" if on and target else None)
 
@@ -189,33 +141,32 @@ def test_a_cube_counts_at_rest_and_free_of_the_stick(dragging: Simulation) -> No
     dragging.reset(9)
     hold_stick(dragging)
     x, y = dragging.task.places[0]  # type: ignore[attr-defined]
-    put(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE])
+    move(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE])
     assert dragging.task.success(dragging)
     dragging.data.joint("cube").qvel[0] = 0.05
     mujoco.mj_forward(dragging.model, dragging.data)
     assert not dragging.task.success(dragging), "it slides"
-    put(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE + 0.03])
+    move(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE + 0.03])
     assert not dragging.task.success(dragging), "it hovers"
-    put(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE])
+    move(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE])
     dragging.data.eq_active[:] = 0
     assert not dragging.task.success(dragging), "nobody holds the stick"
     dragging.reset(9)
-    put(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE])
+    move(dragging, "cube", [x, y, TABLE_HEIGHT + CUBE])
     assert not dragging.task.success(dragging), "the stick has not been touched"
 
 
 @pytest.mark.parametrize("body", ["cube", "stick"])
 def test_what_falls_off_the_table_is_lost(dragging: Simulation, body: str) -> None:
     dragging.reset(10)
-    put(dragging, body, [0.5, 1.1, 0.4])
+    move(dragging, body, [0.5, 1.1, 0.4])
     assert dragging.task.failure(dragging) == "dropped"
 
 
 def test_a_stick_dropped_on_the_way_is_grasped_again(dragging: Simulation) -> None:
     dragging.reset(11)
     hold_stick(dragging)
-    for _ in range(8):
-        dragging.advance([*np.zeros(7), 1.0])
+    wait(dragging, 8)
     assert not dragging.holding("stick")
     assert run_expert(dragging)
 
@@ -223,7 +174,7 @@ def test_a_stick_dropped_on_the_way_is_grasped_again(dragging: Simulation) -> No
 def test_a_cube_dragged_too_far_is_brought_back(dragging: Simulation) -> None:
     dragging.reset(12)
     x, y = dragging.task.places[0]  # type: ignore[attr-defined]
-    put(dragging, "cube", [x - 0.05, y, TABLE_HEIGHT + CUBE], yaw=0.7)
+    move(dragging, "cube", [x - 0.05, y, TABLE_HEIGHT + CUBE], yaw=0.7)
     assert run_expert(dragging)
 
 
@@ -244,7 +195,7 @@ def sweep_by_hand(sim: Simulation, pan: str, deep: float, crumbs: int = CRUMBS) 
     for k in range(crumbs):
         local = np.array([0.03 * (k - 2), deep, CRUMB])
         place = sim.position(f"{pan}_dustpan") + sim.rotation(f"{pan}_dustpan") @ local
-        put(sim, f"dirt{k}", place.tolist())
+        move(sim, f"dirt{k}", place.tolist())
 
 
 @pytest.mark.parametrize("variation", [0, 1])
@@ -271,7 +222,7 @@ def test_one_crumb_in_the_other_dustpan_is_one_too_many(sweeping: Simulation) ->
 @pytest.mark.parametrize("body", ["broom", "dirt4"])
 def test_what_falls_off_the_table_cannot_be_swept(sweeping: Simulation, body: str) -> None:
     sweeping.reset(16)
-    put(sweeping, body, [0.5, 1.1, 0.4])
+    move(sweeping, body, [0.5, 1.1, 0.4])
     assert sweeping.task.failure(sweeping) == "dropped"
 
 
@@ -280,22 +231,20 @@ def test_the_broom_stands_upright_and_stands_up_again(sweeping: Simulation) -> N
     x, y, z = sweeping.position("broom")
     tilt = 0.3
     sweeping.data.joint("broom").qpos[:] = [x, y, z + 0.02, np.cos(tilt / 2), np.sin(tilt / 2), 0, 0]
-    for _ in range(40):
-        sweeping.advance([*np.zeros(7), 1.0])
+    wait(sweeping, 40)
     assert sweeping.rotation("broom")[2, 2] > 0.999
 
 
 def test_dirt_behind_the_broom_gets_a_stroke_of_its_own(sweeping: Simulation) -> None:
     sweeping.reset(18, variation=1)
     act_until(sweeping, lambda: sweeping.task.inside(sweeping, "short").sum() >= 2)  # type: ignore[attr-defined]
-    put(sweeping, "dirt0", [float(sweeping.position("short_dustpan")[0]), 0.0, TABLE_HEIGHT + CRUMB])
+    move(sweeping, "dirt0", [float(sweeping.position("short_dustpan")[0]), 0.0, TABLE_HEIGHT + CRUMB])
     assert run_expert(sweeping)
 
 
 def test_a_broom_dropped_on_the_way_is_grasped_again(sweeping: Simulation) -> None:
     sweeping.reset(19)
     act_until(sweeping, lambda: sweeping.holding("broom"))
-    for _ in range(8):
-        sweeping.advance([*np.zeros(7), 1.0])
+    wait(sweeping, 8)
     assert not sweeping.holding("broom")
     assert run_expert(sweeping)

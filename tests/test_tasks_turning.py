@@ -1,21 +1,22 @@
 """Turning a tap, closing a jar, screwing in a bulb: the right thing, far enough, let go and at rest."""
 
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import mujoco
 import numpy as np
 import pytest
+import task_checks as checks
 from hypothesis import given
 from hypothesis import strategies as st
+from task_checks import act_until, move, wait
 
 from llarva.cameras import project
-from llarva.tabletop.experts import expert_action, run_expert
+from llarva.tabletop.experts import run_expert
 from llarva.tabletop.gl import BACKEND
 from llarva.tabletop.scene import COLOURS
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.base import Task
-from llarva.tabletop.tasks.close_jar import CloseJar
+from llarva.tabletop.tasks.close_jar import PALETTE, CloseJar
 from llarva.tabletop.tasks.colours import distinct_colour
 from llarva.tabletop.tasks.light_bulb_in import WARM, LightBulbIn
 from llarva.tabletop.tasks.screwing import LOOSE, TIGHT, Thread, turning_yaw
@@ -24,6 +25,11 @@ from llarva.tabletop.tasks.turn_tap import HANDLES, OTHER, TURNED, TurnTap
 needs_gl = pytest.mark.skipif(BACKEND is None, reason="no GL library to render with")
 TASKS: tuple[type[Task], ...] = (TurnTap, CloseJar, LightBulbIn)
 VARIATIONS = {"turn_tap": (0, 1), "close_jar": (0, 9, 18), "light_bulb_in": (0, 9, 18)}
+NAMES = {
+    "turn_tap": lambda variation: (f"{HANDLES[variation]} handle",),
+    "close_jar": lambda variation: (f"{PALETTE[variation]} jar",),
+    "light_bulb_in": lambda variation: (f"{PALETTE[variation]} bulb", "lamp"),
+}
 
 
 @pytest.fixture(scope="module", params=TASKS, ids=lambda task: task.name)
@@ -61,17 +67,6 @@ def tap() -> Iterator[Simulation]:
     simulation.close()
 
 
-def act(sim: Simulation, steps: int = 1) -> None:
-    for _ in range(steps):
-        sim.advance(sim.end_effector_to_joint_velocity(expert_action(sim)))
-
-
-def act_until(sim: Simulation, reached: Callable[[], bool]) -> None:
-    while not reached():
-        assert sim.steps < sim.task.max_steps, "never reached"
-        act(sim)
-
-
 def rise(sim: Simulation, steps: int) -> None:
     """Open the fingers and lift the hand."""
     for _ in range(steps):
@@ -81,81 +76,32 @@ def rise(sim: Simulation, steps: int) -> None:
 # Every task
 
 def test_the_expert_succeeds(sim: Simulation) -> None:
-    for variation in VARIATIONS[sim.task.name]:
-        sim.reset(20 + variation, variation=variation, arm_noise=0.12)
-        assert not sim.task.success(sim), "before anything has moved"
-        assert run_expert(sim), variation
-        assert sim.steps < 0.8 * sim.task.max_steps
+    checks.expert_succeeds(sim, VARIATIONS[sim.task.name])
 
 
 def test_a_still_robot_never_succeeds(sim: Simulation) -> None:
-    for seed in range(2):
-        sim.reset(seed)
-        for _ in range(40):
-            sim.advance([*np.zeros(7), float(seed)])
-            assert not sim.success and sim.failure is None
+    checks.still_robot_never_succeeds(sim)
 
 
 def test_phrasings_name_marked_things_only(sim: Simulation) -> None:
-    colours_and_sides = {word for v in range(sim.task.variation_count) for word in sim.task.instructions(v)[0].split()}
-    for variation in range(sim.task.variation_count):
-        sim.reset(3, variation=variation)
-        phrasings, marks = sim.task.instructions(variation), sim.task.objects(sim)
-        assert len(set(phrasings)) == len(phrasings) >= 4
-        named = [mark for mark in marks if f"the {mark}" in phrasings[0]]
-        assert named and all(named[0] in phrase for phrase in phrasings)
-        strangers = {m for m in marks if m.split()[0] in colours_and_sides} - set(named)
-        assert not any(f"the {m}" in phrase for phrase in phrasings for m in strangers if m not in ("tap", "lamp"))
+    checks.phrasings_name_marked_things(sim, NAMES[sim.task.name])
 
 
 def test_marks_are_inside_the_picture(sim: Simulation) -> None:
-    for seed in range(12):
-        sim.reset(seed)
-        for name, mark in sim.task.objects(sim).items():
-            pixel, depth = project(mark.point, *sim.camera())
-            assert depth > 0 and np.all((pixel > 3) & (pixel < 125)), (seed, name, pixel)
+    checks.marks_are_inside_the_picture(sim, range(12))
 
 
 def test_the_same_seed_gives_the_same_bytes(sim: Simulation) -> None:
-    def fingerprint() -> int:
-        sim.reset(11, arm_noise=0.12)
-        act(sim, 25)
-        held = [sim.data.qpos, sim.model.geom_rgba, sim.model.body_pos, sim.model.geom_size]
-        return zlib.crc32(b"".join(array.tobytes() for array in held))
-
-    first = fingerprint()
-    sim.reset(12)
-    act(sim, 5)
-    assert fingerprint() == first
+    checks.same_seed_same_bytes(sim)
 
 
 def test_a_snapshot_continues_to_the_last_bit(sim: Simulation) -> None:
-    sim.reset(7, variation=VARIATIONS[sim.task.name][-1], arm_noise=0.12)
-    snapshots, after = [], []
-    while not sim.success and sim.steps < sim.task.max_steps:
-        if sim.steps % 12 == 0:
-            snapshots.append(sim.snapshot())
-        if sim.steps % 12 == 8:
-            after.append((sim.data.qpos.copy(), sim.data.eq_active.copy(), expert_action(sim)))
-        act(sim)
-    assert sim.success
-    sim.reset(8, variation=VARIATIONS[sim.task.name][0])
-    act(sim, 3)
-    for snapshot, (qpos, active, action) in list(zip(snapshots, after, strict=False))[::-1]:
-        sim.restore(snapshot)
-        act(sim, 8)
-        assert np.array_equal(sim.data.qpos, qpos) and np.array_equal(sim.data.eq_active, active)
-        assert np.array_equal(expert_action(sim), action)
+    checks.snapshots_continue_to_the_last_bit(sim, VARIATIONS[sim.task.name][-1], every=12, ahead=8)
 
 
 @needs_gl
 def test_names_are_seen_where_they_are_pointed_at(sim: Simulation) -> None:
-    for seed in range(6):
-        sim.reset(seed)
-        seen, names = sim.segmentation(128)
-        for name, mark in sim.task.objects(sim).items():
-            x, y = project(mark.point, *sim.camera())[0].astype(int)
-            assert names.index(name) + 1 in seen[y - 2 : y + 3, x - 2 : x + 3], name
+    checks.marks_are_seen(sim, range(6))
 
 
 # The tap
@@ -181,8 +127,7 @@ def test_the_wrong_handle(tap: Simulation) -> None:
 def test_a_handle_stays_where_it_is_let_go(tap: Simulation) -> None:
     tap.reset(2, variation=0)
     tap.data.joint("right_handle").qpos[0] = 0.3
-    for _ in range(20):
-        tap.advance([*np.zeros(7), 1.0])
+    wait(tap, 20)
     angles = [tap.task.angle(tap, k) for k in range(2)]  # type: ignore[attr-defined]
     assert np.allclose(angles, [0.0, 0.3], atol=0.02)
 
@@ -220,10 +165,8 @@ def threads(sim: Simulation) -> list[Thread]:
 
 def set_down(sim: Simulation, thread: Thread, aside: float = 0.0, yaw: float = 0.0) -> None:
     """Put the part over a thread and let it sink; the arm stays where it is, open."""
-    sim.place(thread.part, thread.seat(sim) + [aside, 0, 0.001], yaw)
-    sim.data.joint(thread.part).qvel[:] = 0
-    for _ in range(6):
-        sim.advance([*np.zeros(7), 1.0])
+    move(sim, thread.part, thread.seat(sim) + [aside, 0, 0.001], yaw)
+    wait(sim, 6)
 
 
 def turn(sim: Simulation, thread: Thread, angle: float) -> None:
@@ -311,10 +254,10 @@ def test_a_snapshot_right_after_the_catch_is_complete(screw: Simulation) -> None
     thread.follow(screw)
     assert thread.holds(screw)
     snapshot = screw.snapshot()
-    screw.advance([*np.zeros(7), 1.0])
+    wait(screw, 1)
     later = screw.data.qpos.copy()
     screw.restore(snapshot)
-    screw.advance([*np.zeros(7), 1.0])
+    wait(screw, 1)
     assert np.array_equal(screw.data.qpos, later)
 
 
@@ -335,8 +278,7 @@ def test_the_wrong_jar_and_the_floor(jars: Simulation) -> None:
     set_down(jars, threads(jars)[1])
     assert jars.failure == "wrong_jar" and not jars.success
     jars.reset(3)
-    jars.place("lid", [0.5, 0.9, 0.3])
-    mujoco.mj_forward(jars.model, jars.data)
+    move(jars, "lid", [0.5, 0.9, 0.3])
     assert jars.task.failure(jars) == "dropped"
 
 
@@ -344,8 +286,7 @@ def test_the_wrong_jar_and_the_floor(jars: Simulation) -> None:
 def test_a_lid_dropped_on_the_way_is_picked_up_again(jars: Simulation, seed: int) -> None:
     jars.reset(seed)
     act_until(jars, lambda: jars.holding("lid") and bool(jars.position("lid")[2] > 0.84))
-    for _ in range(6):
-        jars.advance([*np.zeros(7), 1.0])
+    wait(jars, 6)
     assert not jars.holding("lid")
     assert run_expert(jars)
 
@@ -357,12 +298,10 @@ def test_the_wrong_bulb_and_the_floor(bulbs: Simulation) -> None:
     x, y, z = bulbs.position("bulb1")
     lifted, out, gone = [x, y, z + 0.015], [x, y, z + 0.03], [0.5, 0.9, 0.3]
     for place, failure in ((lifted, None), (out, "wrong_bulb"), (gone, "wrong_bulb")):
-        bulbs.place("bulb1", place)
-        mujoco.mj_forward(bulbs.model, bulbs.data)
+        move(bulbs, "bulb1", place)
         assert bulbs.task.failure(bulbs) == failure
     bulbs.reset(3)
-    bulbs.place("bulb0", [0.5, 0.9, 0.3])
-    mujoco.mj_forward(bulbs.model, bulbs.data)
+    move(bulbs, "bulb0", [0.5, 0.9, 0.3])
     assert bulbs.task.failure(bulbs) == "fallen"
     bulbs.data.eq_active[threads(bulbs)[0].hold] = 1
     assert bulbs.task.failure(bulbs) is None, "in the hand it has not fallen"
@@ -373,8 +312,7 @@ def test_a_bulb_let_go_on_the_way_falls_over(bulbs: Simulation) -> None:
     start = bulbs.position("bulb0")
     act_until(bulbs, lambda: bool(np.linalg.norm((bulbs.position("bulb0") - start)[:2]) > 0.06))
     assert bulbs.failure is None
-    for _ in range(30):
-        bulbs.advance([*np.zeros(7), 1.0])
+    wait(bulbs, 30)
     assert bulbs.failure == "fallen"
 
 
@@ -394,8 +332,7 @@ def test_a_bulb_shines_when_it_is_tight(bulbs: Simulation) -> None:
 def test_bulbs_stand_in_their_holders(bulbs: Simulation) -> None:
     for seed in range(4):
         bulbs.reset(seed)
-        for _ in range(20):
-            bulbs.advance([*np.zeros(7), 1.0])
+        wait(bulbs, 20)
         for k in range(2):
             off = bulbs.position(f"bulb{k}") - bulbs.position(f"holder{k}")
             assert np.linalg.norm(off[:2]) < 0.002 and bulbs.rotation(f"bulb{k}")[2, 2] > 0.999

@@ -1,13 +1,14 @@
 """A bottle put into a rack: what counts as standing in a place, what as failure, and recoveries."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import mujoco
 import numpy as np
 import pytest
+from task_checks import act_until, wait
 
 from llarva.cameras import project
-from llarva.tabletop.experts import expert_action, run_expert
+from llarva.tabletop.experts import run_expert
 from llarva.tabletop.scene import TABLE_HEIGHT
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.place_wine_at_rack_location import SIDES, PlaceWine
@@ -18,12 +19,6 @@ def sim() -> Iterator[Simulation]:
     sim = Simulation(PlaceWine())
     yield sim
     sim.close()
-
-
-def act_until(sim: Simulation, reached: Callable[[], bool]) -> None:
-    while not reached():
-        assert sim.steps < sim.task.max_steps, "never reached"
-        sim.advance(sim.end_effector_to_joint_velocity(expert_action(sim)))
 
 
 def put(sim: Simulation, place: np.ndarray, tilt: float = 0.0) -> None:
@@ -99,8 +94,7 @@ def test_left_is_left_in_the_picture(sim: Simulation) -> None:
 def test_a_bottle_let_go_on_the_way_is_taken_again(sim: Simulation) -> None:
     sim.reset(5)
     act_until(sim, lambda: sim.holding("bottle") and sim.position("bottle")[2] > TABLE_HEIGHT + 0.02)
-    for _ in range(10):
-        sim.advance([*np.zeros(7), 1.0])
+    wait(sim, 10)
     assert not sim.holding("bottle") and sim.failure is None
     assert run_expert(sim)
 
@@ -117,7 +111,6 @@ def test_a_bottle_held_aslant_is_put_down_upright(sim: Simulation) -> None:
 def test_a_nudged_bottle_keeps_standing(sim: Simulation) -> None:
     sim.reset(7)
     put(sim, np.array([0.08, 0.0, TABLE_HEIGHT + 0.005]), tilt=0.2)
-    for _ in range(40):
-        sim.advance([*np.zeros(7), 1.0])
+    wait(sim, 40)
     assert sim.task.upright(sim) > 0.999  # type: ignore[attr-defined]
     assert run_expert(sim)

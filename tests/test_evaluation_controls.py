@@ -1,0 +1,44 @@
+"""Controls take away what they say, and rows tell what happened."""
+
+import re
+from typing import Any
+
+import pytest
+from patch_world import Patches, Seer
+
+from llarva.evaluation.rollouts import rollout, row_of
+from llarva.evaluation.rows import EvaluationError, compare
+from llarva.evaluation.scenes import CONTROLS, Scene, other_instruction
+
+
+def run_control(control: str, count: int = 10) -> list[dict[str, Any]]:
+    scenes = [Scene("patches", seed, None, False) for seed in range(count)]
+    return [row_of(one, control) for one in rollout(Seer(), scenes, [Patches() for _ in scenes], control)]
+
+
+def test_controls_take_away_what_they_say() -> None:
+    rows = {control: run_control(control) for control in CONTROLS}
+    assert all(row["success"] and row["failure"] is None and row["reached_asked"] for row in rows["none"])
+    assert sum(row["success"] for row in rows["blank_image"]) <= 2
+    assert sum(row["success"] for row in rows["other_scene_image"]) <= 4
+    for row in rows["wrong_instruction"]:
+        assert not row["success"] and row["failure"] == "wrong_patch" and row["reached_asked"]
+        assert row["asked_variation"] == 1 - row["variation"], "variation 2 asks for a patch that is not there"
+    assert [row["variation"] for row in rows["none"]] == [row["variation"] for row in rows["wrong_instruction"]]
+    assert compare(rows["none"], rows["wrong_instruction"]).only_a == 10
+
+
+def test_wrong_instruction_needs_another_variation() -> None:
+    env, scene = Patches(), Scene("patches", 0, 0, False)
+    info = env.reset(seed=0, options={"variation": 0})[1]
+    assert other_instruction(env, scene, info) == ("go to patch B", 1)
+    with pytest.raises(EvaluationError, match="no other variation"):
+        other_instruction(env, scene, info, variations=(0, 2))
+
+
+def test_rows_say_what_happened() -> None:
+    row = run_control("none", 1)[0]
+    env = Patches()
+    env.reset(seed=0)
+    assert row["steps"] <= 4 and row["clipped"] == row["steps"] and re.fullmatch("[0-9a-f]{64}", row["action_sha256"])
+    assert row["decode_ms_p50"] is None and row["trace_error_px"] is None and row["variation"] == env.variation
