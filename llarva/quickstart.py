@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .episodes.records import decode_image
 from .episodes.store import EpisodeStore
 from .errors import LlarvaError
+from .evaluation.following import trace_error
 from llarva.evaluation.report import (
     Section,
     curves,
@@ -30,7 +31,7 @@ from llarva.evaluation.report import (
     tiles,
     write_report,
 )
-from .evaluation.rollouts import evaluate, trace_error
+from .evaluation.rollouts import evaluate
 from .evaluation.rows import compare, read_rows, summarize
 from .evaluation.scenes import EvaluationConfig
 from .evaluation.video import draw_trace

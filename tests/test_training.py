@@ -26,7 +26,15 @@ from llarva.models.pretrained import pretrained
 from llarva.models.text import ACTION_NUMBER, EOS, IMAGE, POINT_NUMBER, PROMPT, TRACE_NUMBER
 from llarva.models.tiny import TinySize, make_tiny
 from llarva.tabletop.demos import DemoConfig, record_demos
-from llarva.training.batches import BatchMaker, RowSampler, Sampling, TrainingError, open_rows
+from llarva.training.batches import (
+    BatchMaker,
+    RowSampler,
+    Sampling,
+    TrainingError,
+    number_kinds,
+    open_rows,
+    read_format,
+)
 from llarva.training.config import TrainConfig
 from llarva.training.loop import StepBatches, train
 from llarva.training.losses import LossWeights
@@ -216,6 +224,21 @@ def test_batches_depend_on_the_step_only(rows: Path, trained: Path, tmp_path: Pa
     assert bool((whole.ids[kinds != PROMPT] == EOS).any())
     named = {name for row in table["object_names"] for name in row}
     assert whole.dense.max() <= len(named) and bool((whole.dense > 0).any())
+
+
+@pytest.mark.parametrize("template", ["llarva-workbench-v1", "llarva-workbench-v1-action-first"])
+def test_kinds_of_numbers_follow_the_answer(rows: Path, template: str) -> None:
+    form = replace(read_format([rows]), template=template)
+    kinds = number_kinds(form, "joint_velocity")
+    action, trace = (ACTION_NUMBER,) * 8 * form.n, (TRACE_NUMBER,) * 2 * form.trace_points
+    assert kinds == {16: action, 24: action + trace if template.endswith("action-first") else trace + action}
+    maker = BatchMaker([], form, load_checkpoint(pretrained("tabletop")).processor, [], 8)  # type: ignore[arg-type]
+    for with_trace in (False, True):
+        answer = form.answer(np.zeros((4, 2)) if with_trace else None, np.zeros((2, 8)), "joint_velocity")
+        row = {"id": "a/0", "answer": answer, "control_mode": "joint_velocity"}
+        assert maker.kinds(row) == kinds[24 if with_trace else 16]
+    with pytest.raises(TrainingError, match="holds 1 numbers; .* has 16 or 24"):
+        maker.kinds({"id": "a/0", "answer": "<n000>", "control_mode": "joint_velocity"})
 
 
 def test_loaders_change_no_batch(rows: Path, trained: Path, tmp_path: Path) -> None:

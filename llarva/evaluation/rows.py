@@ -43,6 +43,8 @@ ROW_SCHEMA = pa.schema([
     ("clipped", pa.int64()),  # actions that the robot's limits cut
     ("action_sha256", pa.string()),  # of the executed actions, float32
     ("trace_error_px", pa.float64()),  # first predicted trace against the executed path; null without a trace
+    ("following_px", pa.list_(pa.float64())),  # per answer with a trace: distance of the steps executed on it from it
+    ("moved_px", pa.list_(pa.float64())),  # and how far those steps went
     ("instruction", pa.string()),  # as the policy was asked
     ("nearest_object", pa.string()),  # named object nearest to the end effector at the end; null where unknown
     ("reached_asked", pa.bool_()),  # whether the instruction names that object

@@ -139,6 +139,14 @@ class InstructionFormat(FormatSettings):
         """Read a prompt of any control mode of the robot back; AnswerError of the reading that came furthest."""
         return _parse_prompt(self, text)
 
+    def number_fields(self, control_mode: str, with_trace: bool = True) -> tuple[str, ...]:
+        """Return which table each number of an answer belongs to ("trace" or "actions"), in order.
+
+        Meant for templates with a fixed number of trace points; others give the most that an answer can hold.
+        """
+        tables = [part for part in _parts(self, "answer", control_mode, with_trace) if isinstance(part, Table)]
+        return tuple(table.name for table in tables for _ in range(table.rows * table.columns))
+
     def clip_points(self, points: npt.ArrayLike) -> Array:
         """Move pixel `points` [..., 2] that lie outside the image to its edge."""
         array = finite(points, "trace")

@@ -8,7 +8,7 @@ __all__ = ['V2', 'V3', 'V4', 'V7', 'V8', 'V9', 'V10', 'TEMPLATES', 'get_template
 # %% ../../nbs/06c_instructions.wordings.ipynb #544fbdcb
 from ..errors import unknown_choice
 from .reader import InstructionError
-from .template import WORKBENCH_V1, Template
+from .template import WORKBENCH_V1, WORKBENCH_V1_ACTION_FIRST, Template
 
 # %% ../../nbs/06c_instructions.wordings.ipynb #7544025a
 _TASK = '<image>\nYou are a {robot} robot using the {control}. The task is "{instruction}", and the previous five '
@@ -63,7 +63,9 @@ V9 = _rlbench("llarva-v9", _IS + "?", None)
 V10 = _rlbench("llarva-v10", _IS + "?", _ARE.replace("{robot} robot", "{robot}") + _TRACE, _UNKNOWN)
 
 # %% ../../nbs/06c_instructions.wordings.ipynb #0a8c5451
-TEMPLATES: dict[str, Template] = {t.name: t for t in (WORKBENCH_V1, V2, V3, V4, V7, V8, V9, V10)}
+TEMPLATES: dict[str, Template] = {
+    t.name: t for t in (WORKBENCH_V1, WORKBENCH_V1_ACTION_FIRST, V2, V3, V4, V7, V8, V9, V10)
+}
 
 
 def get_template(name: str) -> Template:
