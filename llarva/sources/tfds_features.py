@@ -7,6 +7,7 @@ __all__ = ['MAX_DEPTH', 'MAX_TENSOR', 'Shape', 'Leaf', 'read_features', 'decode'
 
 # %% ../../nbs/04c2_sources.tfds_features.ipynb #589242d4
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -181,7 +182,7 @@ def _strings(feature: Feature) -> NDArray[np.object_]:
 def _raw_tensor(item: memoryview, leaf: Leaf, shape: Shape) -> NDArray[Any]:
     """One tensor stored as a string of bytes."""
     dtype = np.dtype(leaf.dtype)
-    known = int(np.prod([length for length in shape if length is not None], dtype=object)) * dtype.itemsize
+    known = math.prod(length for length in shape if length is not None) * dtype.itemsize
     limit = known if None not in shape else MAX_TENSOR
     if limit > MAX_TENSOR:
         raise ExampleError(f"a tensor of shape {shape} is larger than {MAX_TENSOR} bytes")
@@ -216,7 +217,7 @@ def _elements(leaf: Leaf, get: Callable[[str], Feature]) -> tuple[list[Any] | ND
     if None in leaf.shape and (leaf.lengths or dynamic):
         raise ExampleError(f"elements of shape {leaf.shape} were stored without their shapes")
     values = _strings(get(name)) if leaf.dtype == "string" else _numbers(leaf, get(name))
-    fixed = int(np.prod([length for length in leaf.shape if length is not None], dtype=object))
+    fixed = math.prod(length for length in leaf.shape if length is not None)
     if None in leaf.shape:
         count = 1
     elif fixed == 0:
