@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -18,6 +20,7 @@ from llarva.models.text import (
     TEXT,
     SpecialIds,
     Turn,
+    add_names,
     encode_prompt,
     encode_row,
     make_processor,
@@ -89,3 +92,19 @@ def test_names_that_share_a_word_start_alike() -> None:
     assert alike[0, 1] > 0.3 and alike[0, 2] > 0.3 and alike[1, 2].abs() < 0.25 and alike[:3, 3].abs().max() < 0.25
     assert torch.allclose(found.std(dim=1), torch.tensor(0.5), atol=0.1)
     assert torch.equal(found, embeddings(1)) and not torch.equal(found, embeddings(2))
+
+
+def test_a_new_name_starts_as_the_names_it_resembles(tmp_path: Path) -> None:
+    names = ["red button", "blue button", "gripper"]
+    tokenizer = make_tokenizer(names, ["press the button "], [f"<{k}>" for k in range(16)], names)
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    model = make_tiny(TinySize(), len(tokenizer), IMAGE, [], seed=0)
+    before = model.get_input_embeddings().weight.detach().clone()
+    alike = before[[tokenizer.convert_tokens_to_ids(name) for name in names[:2]]].mean(dim=0)
+    pieces = before[tokenizer.encode("tap", add_special_tokens=False)].mean(dim=0)
+    new = add_names(model, tokenizer, ["red button", "pink button", "tap"])
+    assert new == [len(before), len(before) + 1] and tokenizer.encode("pink button", add_special_tokens=False) == new[:1]
+    after = model.get_input_embeddings().weight.detach()
+    assert torch.allclose(after[new[0]], alike) and torch.allclose(after[new[1]], pieces)
+    assert torch.equal(after[: len(before)], before) and add_names(model, tokenizer, names) == []

@@ -47,6 +47,7 @@ RANKS = {
             ("runs",),
             ("widgets",),
             ("quickstart",),
+            ("quickstart_report",),
         ]
     )
     for name in names

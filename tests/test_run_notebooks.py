@@ -49,9 +49,12 @@ def test_evaluate(chain: Path) -> None:
 
 def test_quickstart(chain: Path) -> None:
     small = {"demonstrations": 2, "frames_per_episode": 3, "steps": 2, "batch_size": 4, "episodes": 1, "workers": 1}
+    small |= {"look_tasks": ["push_buttons", "turn_tap"], "look_episodes": 1}
     out = chain / "quickstart"
     run_notebook("quickstart", out, {**small, "base": str(chain / "train" / "checkpoint"), "max_steps": 6})
-    table = read_metrics(out)["metrics"]["table"]
+    metrics = read_metrics(out)["metrics"]
+    table = metrics["table"]
+    assert [row["task"] for row in metrics["look"]] == ["push_buttons", "turn_tap"]
     assert [row["policy"] for row in table][:3] == ["tuned", "before tuning", "untrained"]
     report = (out / "report.html").read_text(encoding="utf-8")
     assert "<svg" in report and report.count("data:image") >= 2

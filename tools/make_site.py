@@ -27,7 +27,7 @@ PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widg
 ROOMS = [
     *("errors", "robots", "kinematics", "cards", "cameras", "episodes", "sources", "traces", "instructions", "models"),
     *("training", "decoding", "text_runners", "policy", "tabletop", "evaluation"),
-    *("plots", "widgets", "metrics", "runs", "quickstart"),
+    *("plots", "widgets", "metrics", "runs", "quickstart", "quickstart_report"),
 ]
 FOLDERS = {
     "explore": ("Explorers", "Notebooks to open in JupyterLab (`make lab`) and play with."),

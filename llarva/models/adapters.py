@@ -6,6 +6,7 @@
 __all__ = ['TEXT_LINEARS', 'LoraSettings', 'add_lora']
 
 # %% ../../nbs/07c_models.adapters.ipynb #46a7ebbd
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,11 +32,16 @@ class LoraSettings:
             raise LlarvaError(f"LoRA needs rank ≥ 1, alpha ≥ 1 and 0 ≤ dropout < 1, got {self}.")
 
 
-def add_lora(model: LlavaForConditionalGeneration, settings: LoraSettings, seed: int) -> PeftModel:
-    """Wrap `model` with a fresh LoRA on the language model's linear layers, the head excepted; the rest is frozen."""
+def add_lora(
+    model: LlavaForConditionalGeneration, settings: LoraSettings, seed: int, new_tokens: Sequence[int] = ()
+) -> PeftModel:
+    """Wrap `model` with a fresh LoRA on the language model's linear layers, the head excepted; the rest is frozen.
+
+    The embeddings of `new_tokens`, which the model has not seen before, are trained as well.
+    """
     config = LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, bias="none",
-        target_modules=TEXT_LINEARS,
+        target_modules=TEXT_LINEARS, trainable_token_indices={"embed_tokens": list(new_tokens)} if new_tokens else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

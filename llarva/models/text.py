@@ -54,18 +54,25 @@ def make_tokenizer(
     )
 
 # %% ../../nbs/07a_models.text.ipynb #8b2eaba9
-def add_names(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, names: Sequence[str]) -> int:
-    """Make those of `names` that have no token of their own single tokens; returns how many were new."""
+def add_names(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, names: Sequence[str]
+) -> list[int]:
+    """Make those of `names` that have no token of their own single tokens; returns the new ids."""
     known = tokenizer.get_vocab()
-    pieces = {name: tokenizer.encode(name, add_special_tokens=False) for name in names if name not in known}
-    tokenizer.add_tokens([AddedToken(name, normalized=False, single_word=True) for name in pieces])
-    if pieces:
+    relatives = {t.content: k for k, t in tokenizer.added_tokens_decoder.items() if t.single_word and not t.special}
+    origins = {}
+    for name in [name for name in names if name not in known]:
+        words = set(name.split())
+        alike = [k for relative, k in relatives.items() if words & set(relative.split())]
+        origins[name] = alike or tokenizer.encode(name, add_special_tokens=False)
+    tokenizer.add_tokens([AddedToken(name, normalized=False, single_word=True) for name in origins])
+    if origins:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
-        for name, ids in pieces.items():
+        for name, ids in origins.items():
             for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
                 table[tokenizer.convert_tokens_to_ids(name)] = table[ids].mean(dim=0)
-    return len(pieces)
+    return [int(tokenizer.convert_tokens_to_ids(name)) for name in origins]
 
 # %% ../../nbs/07a_models.text.ipynb #f1df7672
 def relate_names(

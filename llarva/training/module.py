@@ -90,9 +90,8 @@ def start_model(
                 f"The rows {config.rows} were written for another instruction format than the checkpoint "
                 f"{config.base}. Label them again with the checkpoint's format."
             )
-        if config.lora is None:  # a LoRA leaves the vocabulary as it is: new names are spelled in pieces
-            add_names(base.model, base.processor.tokenizer, names)
-        model = base.model if config.lora is None else add_lora(base.model, config.lora, config.seed)
+        new = add_names(base.model, base.processor.tokenizer, names)
+        model = base.model if config.lora is None else add_lora(base.model, config.lora, config.seed, new)
         return model, base.processor, format
     if config.lora is not None:
         raise TrainingError("A LoRA needs a base checkpoint: set `base`.")

@@ -46,8 +46,14 @@ class Task(ABC):
 
     name: str
     variation_count: int
+    held_out: int = 0  # further variations, which no seed draws: something new to tune a trained policy to
     max_steps: int = 200
     graspable: tuple[str, ...] = ()
+
+    @property
+    def variations(self) -> range:
+        """All variations that may be asked for, those held out at the end."""
+        return range(self.variation_count + self.held_out)
 
     @abstractmethod
     def build(self, spec: mujoco.MjSpec) -> None:
@@ -72,6 +78,10 @@ class Task(ABC):
     @abstractmethod
     def objects(self, sim: Simulation) -> dict[str, ObjectMark]:
         """The objects that an instruction may name."""
+
+    def painted(self, sim: Simulation) -> dict[str, tuple[int, ...]]:
+        """Of each object that an instruction may name, the geoms that carry its colours, in one order for its like."""
+        return {name: mark.geoms for name, mark in self.objects(sim).items()}
 
     def tick(self, sim: Simulation) -> None:
         """Follow the physics, after every physics step."""

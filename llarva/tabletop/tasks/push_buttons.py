@@ -14,7 +14,7 @@ from mujoco import mjtGeom, mjtJoint
 from ...kinematics import R_DOWN
 from ..scene import COLOURS, TABLE_HEIGHT
 from .base import ObjectMark, Target, Task, sample_places
-from .colours import other_colours
+from .colours import NEW_COLOURS, RGB, other_colours
 
 if TYPE_CHECKING:
     from llarva.tabletop.simulation import Simulation
@@ -31,9 +31,11 @@ DARK, LIT = (0.22, 0.22, 0.25, 1.0), (0.98, 0.95, 0.8, 1.0)
 
 
 def sequence(variation: int) -> tuple[str, ...]:
-    """The colours to press: variations 0–19 one, 20–34 two, 35–49 three; neighbours look different."""
+    """The colours to press: variations 0–19 one, 20–34 two, 35–49 three; from 50 on one that is held out."""
     if variation < len(PALETTE):
         return (PALETTE[variation],)
+    if variation >= PushButtons.variation_count:
+        return (tuple(NEW_COLOURS)[variation - PushButtons.variation_count],)
     others, first = divmod(variation - len(PALETTE), 15)
     colour = PALETTE[first + 5 * others]
     return (colour, *other_colours(np.random.default_rng(variation), [colour], others + 1))
@@ -44,6 +46,7 @@ class PushButtons(Task):
 
     name = "push_buttons"
     variation_count = 50
+    held_out = len(NEW_COLOURS)
     max_steps = 220
 
     def build(self, spec: mujoco.MjSpec) -> None:
@@ -60,7 +63,8 @@ class PushButtons(Task):
 
     def reset(self, sim: Simulation, rng: np.random.Generator, variation: int) -> None:
         wanted = sequence(variation)
-        self.colours = [*wanted, *other_colours(rng, wanted, BUTTONS - len(wanted))]
+        palette = PALETTE if variation < self.variation_count else tuple(NEW_COLOURS)
+        self.colours = [*wanted, *other_colours(rng, wanted, BUTTONS - len(wanted), palette)]
         self.places = sample_places(rng, BUTTONS, (0.02, -0.28), (0.34, 0.28), 0.13)
         self.order = list(range(len(wanted)))
         self.pressed: list[int] = []
@@ -68,7 +72,7 @@ class PushButtons(Task):
         self.slides = [int(sim.model.joint(f"press{i}").qposadr[0]) for i in range(BUTTONS)]
         for i, (colour, place) in enumerate(zip(self.colours, self.places, strict=True)):
             sim.place(f"button{i}", [*place, TABLE_HEIGHT])
-            sim.model.geom(f"cap{i}").rgba = [*COLOURS[colour], 1]
+            sim.model.geom(f"cap{i}").rgba = [*RGB[colour], 1]
 
     def instructions(self, variation: int) -> tuple[str, ...]:
         colours = sequence(variation)
