@@ -83,9 +83,8 @@ class Simulation:
 
         `appearance_seed` varies camera, colours and light, and nothing else; None is the standard look.
         """
-        if variation is not None and not 0 <= variation < self.task.variation_count:
-            choices = range(self.task.variation_count)
-            raise LlarvaError(unknown_choice(f"variation of {self.task.name}", variation, choices))
+        if variation is not None and variation not in self.task.variations:
+            raise LlarvaError(unknown_choice(f"variation of {self.task.name}", variation, self.task.variations))
         if seed < 0 or not 0 <= arm_noise < 1:
             raise LlarvaError(f"A seed is at least 0 and arm_noise within 0 and 1 rad; got {seed} and {arm_noise}.")
         self.rng = np.random.default_rng([seed, 7919])
