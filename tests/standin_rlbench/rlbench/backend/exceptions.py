@@ -1,0 +1,13 @@
+"""Exceptions under RLBench's names."""
+
+
+class BoundaryError(Exception):
+    pass
+
+
+class InvalidActionError(Exception):
+    pass
+
+
+class TaskEnvironmentError(Exception):
+    pass
