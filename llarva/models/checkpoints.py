@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CARD', 'CARD_KEYS', 'CheckpointError', 'Checkpoint', 'whole_folder', 'save_checkpoint', 'read_card',
-           'load_checkpoint', 'load_model']
+           'load_checkpoint', 'load_model', 'half_size']
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #a10515ec
 import json
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
@@ -127,10 +128,18 @@ def load_model(folder: Path) -> LlavaForConditionalGeneration:
     try:
         kind = json.loads((folder / "config.json").read_text()).get("model_type")
         if kind == TinyLlavaConfig.model_type:
-            return TinyLlava.from_pretrained(folder, attn_implementation="eager", use_safetensors=True)
+            return TinyLlava.from_pretrained(
+                folder, attn_implementation="eager", use_safetensors=True, dtype=torch.float32
+            )
         if kind == LlavaConfig.model_type:
             return LlavaForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     choices = [TinyLlavaConfig.model_type, LlavaConfig.model_type]
     raise CheckpointError(f"{folder} holds a model of type {kind!r}. Valid choices: {', '.join(choices)}.")
+
+# %% ../../nbs/07b_models.checkpoints.ipynb #9059d1c9
+def half_size(checkpoint: Path | str, folder: Path | str) -> Path:
+    """Write a copy of a checkpoint whose weights are bfloat16; both folders may be the same."""
+    source = load_checkpoint(checkpoint)
+    return save_checkpoint(Path(folder), source.model.to(torch.bfloat16), source.processor, source.format, source.info)
