@@ -4,15 +4,15 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llarva.episodes.records import encode_image
 from llarva.instructions.dataset import RowStore
 from llarva.instructions.format import InstructionFormat
-from llarva.instructions.llava_json import export_llava, import_llava, import_row, read_json_list
+from llarva.instructions.llava_json import export_llava, import_llava, import_row
 from llarva.instructions.numbers import DecimalNumbers
 from llarva.instructions.rows import RowError
+from llarva.sources.llava_json import read_entries
+from llarva.sources.opcodes import SourceError
 
 PLAIN = InstructionFormat("llarva-workbench-v1", DecimalNumbers(), "panda", 1, 1, 2, (16, 16))
 STATE = np.linspace(-0.5, 0.5, 8)[None]
@@ -45,7 +45,7 @@ def test_there_and_back(tmp_path):
 
 def test_nothing_to_export_is_an_empty_list(tmp_path):
     assert export_llava([], tmp_path) == 0
-    assert list(read_json_list(tmp_path / "train.json")) == []
+    assert list(read_entries(tmp_path / "train.json")) == []
 
 
 def test_ids_are_not_trusted_as_paths(tmp_path):
@@ -73,20 +73,18 @@ def test_every_reason_for_refusing_an_entry(tmp_path):
     def changed(human_text=human["value"], answer_text=answer["value"]):
         return good | {"conversations": [human | {"value": human_text}, answer | {"value": answer_text}]}
 
-    for shapeless in (
-        None,
-        3,
-        [],
-        {},
-        "x",
-        good | {"conversations": [human]},
-        good | {"conversations": 5},
-        good | {"image": 7},
-        good | {"id": None},
-        changed(answer_text=None),
-        good | {"conversations": [human, answer, human, answer]},
+    for shapeless, reason in (
+        (None, "not an object"),
+        ([], "not an object"),
+        ({}, "two turns"),
+        (good | {"conversations": [human]}, "two turns"),
+        (good | {"conversations": 5}, "two turns"),
+        (good | {"conversations": [human, answer, human, answer]}, "two turns"),
+        (good | {"image": 7}, "image is missing"),
+        (good | {"id": None}, "id is missing"),
+        (changed(answer_text=None), "gpt is missing"),
     ):
-        assert "two turns" in refusal(shapeless, tmp_path)
+        assert reason in refusal(shapeless, tmp_path)
     assert "human and gpt" in refusal(good | {"conversations": [answer, human]}, tmp_path)
     assert "prompt does not read back" in refusal(changed(human_text="What is this?"), tmp_path)
     assert "answer does not read back" in refusal(changed(answer_text=answer["value"][:-9]), tmp_path)
@@ -115,21 +113,7 @@ def test_refusals_are_counted_by_reason_with_the_first_example(tmp_path):
     assert outcome.report().splitlines()[0] == "2 rows imported, 3 refused"
 
 
-@given(
-    st.lists(
-        st.dictionaries(st.text(max_size=3), st.text(max_size=9) | st.integers() | st.none(), max_size=3), max_size=6
-    ),
-    st.integers(1, 9),
-    st.sampled_from([None, 1]),
-)
-def test_lists_are_read_the_same_in_any_chunks(tmp_path_factory, entries, chunk, indent):
-    path = tmp_path_factory.mktemp("json") / "list.json"
-    path.write_text(json.dumps(entries, indent=indent))
-    assert list(read_json_list(path, chunk=chunk)) == entries
-
-
-@pytest.mark.parametrize("text", ["", "{}", '[{"a": 1}', '[{"a": 1}, {"b', '[{"a": 1} nonsense]', "[" * 100_000])
-def test_damaged_lists_name_the_file(tmp_path, text):
-    (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(RowError, match="bad.json"):
-        list(read_json_list(tmp_path / "bad.json"))
+def test_a_damaged_list_is_the_sources_error(tmp_path):
+    (tmp_path / "bad.json").write_text('[{"a": 1}, {"b')
+    with pytest.raises(SourceError, match=r"bad.json: entry 1 \(byte 11\)"):
+        import_llava(tmp_path / "bad.json", tmp_path, PLAIN, tmp_path / "back")
