@@ -8,7 +8,7 @@ __all__ = ['Stores', 'BuildSummary', 'build_rows', 'write_rows', 'RowStore', 'fi
 # %% ../../nbs/06f_instructions.dataset.ipynb #948d7bb7
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -34,22 +34,25 @@ from llarva.instructions.shards import (
     write_index,
     write_shard,
 )
+from ..traces.decisions import digest, rejected
 
 Stores: TypeAlias = EpisodeStore | Sequence[EpisodeStore]
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #dc1790f6
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build produced: rows and episodes in total, shards written now, and clipping per field."""
+    """What a build produced: rows and episodes in total, shards written now, clipping per field, episodes rejected."""
 
     rows: int
     episodes: int
     shards_written: int
     clipped: Mapping[str, tuple[int, int]]
+    rejected: int = 0
 
     def report(self) -> str:
         """Return a few lines for people: counts, and the share of clipped values per field."""
         lines = [f"{self.rows} rows of {self.episodes} episodes ({self.shards_written} shards written now)"]
+        lines += [f"  {self.rejected} rejected episodes were left out"] if self.rejected else []
         lines += [
             f"  {name}: {clipped} of {total} values clipped ({clipped / max(total, 1):.2%})"
             for name, (clipped, total) in sorted(self.clipped.items())
@@ -60,7 +63,8 @@ class BuildSummary:
 def build_rows(stores: Stores, config: BuildConfig, out: str | Path, progress: bool = False) -> BuildSummary:
     """Build (or finish building) the row store `out` from episode stores; RowError when it holds something else.
 
-    Same stores and configuration: same bytes. `progress` shows a bar.
+    Same stores, decisions and configuration: same bytes. Rejected episodes are left out and counted. `progress` shows a
+    bar.
     """
     stores, folder = [stores] if isinstance(stores, EpisodeStore) else list(stores), Path(out)
     ids = [name for store in stores for name in store.ids]
@@ -68,9 +72,14 @@ def build_rows(stores: Stores, config: BuildConfig, out: str | Path, progress: b
         raise RowError(
             f"The stores must hold at least one episode and no id twice: {len(ids)}, {len(set(ids))} different."
         )
-    index = open_index(folder, config.to_json(), [store.fingerprint() for store in stores])
-    done, count = len(index["shards"]), -(-len(ids) // config.episodes_per_shard)
-    episodes = _episodes(stores, done * config.episodes_per_shard)
+    without = [rejected(store.folder, store.ids) for store in stores]
+    kept = len(ids) - sum(map(len, without))
+    if not kept:
+        raise RowError(f"All {len(ids)} episodes are rejected; there is nothing to build.")
+    sources = [_source(store, names) for store, names in zip(stores, without, strict=True)]
+    index = open_index(folder, config.to_json(), sources) | {"rejected": len(ids) - kept}
+    done, count = len(index["shards"]), -(-kept // config.episodes_per_shard)
+    episodes = _episodes(stores, without, done * config.episodes_per_shard)
     for number in tqdm(range(done, count), disable=not progress, desc="rows", unit="shard"):
         tally, stretch = Tally(config.format), list(islice(episodes, config.episodes_per_shard))
         rows = [row for episode in stretch for row in episode_rows(episode, config, tally)]
@@ -81,14 +90,20 @@ def build_rows(stores: Stores, config: BuildConfig, out: str | Path, progress: b
     return _summary(index, count - done)
 
 
-def _episodes(stores: Sequence[EpisodeStore], skip: int) -> Iterator[Episode]:
-    """Stream the episodes of all stores from the `skip`-th on."""
-    for store in stores:
+def _source(store: EpisodeStore, without: Set[str]) -> str:
+    """What tells a store's episodes from others: their fingerprint, and who is left out."""
+    return store.fingerprint() + (f" without {digest(without)}" if without else "")
+
+
+def _episodes(stores: Sequence[EpisodeStore], without: Sequence[Set[str]], skip: int) -> Iterator[Episode]:
+    """Stream the episodes of all stores but those `without` (ids per store), from the `skip`-th on."""
+    for store, names in zip(stores, without, strict=True):
+        kept = [k for k, name in enumerate(store.ids) if name not in names]
         if skip == 0:
-            yield from store
+            yield from (episode for episode in store if episode.episode_id not in names)
         else:
-            yield from (store[index] for index in range(skip, len(store)))
-        skip = max(0, skip - len(store))
+            yield from (store[k] for k in kept[skip:])
+        skip = max(0, skip - len(kept))
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #c99f52c1
 def _summary(index: Mapping[str, Any], written: int) -> BuildSummary:
@@ -97,9 +112,8 @@ def _summary(index: Mapping[str, Any], written: int) -> BuildSummary:
         for name, (some, total) in shard["clipped"].items():
             before = clipped.get(name, (0, 0))
             clipped[name] = before[0] + some, before[1] + total
-    return BuildSummary(
-        sum(s["rows"] for s in index["shards"]), sum(s["episodes"] for s in index["shards"]), written, clipped
-    )
+    rows, episodes = (sum(shard[name] for shard in index["shards"]) for name in ("rows", "episodes"))
+    return BuildSummary(rows, episodes, written, clipped, index.get("rejected", 0))
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #fa770307
 def write_rows(
@@ -192,11 +206,12 @@ def fit_numbers(
 ) -> BinNumbers:
     """Fit bin ranges to the states and actions of `stores`, in constant memory (at most 4 × `sample` steps).
 
-    RowError for empty stores; the source's error when an episode lacks what a control mode needs.
+    Rejected episodes do not count. RowError for empty stores; the source's error when an episode lacks what a control
+    mode needs.
     """
     samples: dict[str, _Sample] = {}
     for store in [stores] if isinstance(stores, EpisodeStore) else stores:
-        for episode in store:
+        for episode in _episodes([store], [rejected(store.folder, store.ids)], 0):
             rng = np.random.default_rng([seed, zlib.crc32(episode.episode_id.encode())])
             keys = rng.random(len(episode.steps))
             for mode in control_modes:
