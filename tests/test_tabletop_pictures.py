@@ -9,7 +9,7 @@ import pytest
 from task_checks import act
 
 from llarva.cameras import project
-from llarva.tabletop import gl, simulation
+from llarva.tabletop import drawing, gl
 from llarva.tabletop.experts import expert_action
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.registry import TASKS, get_task
@@ -53,7 +53,7 @@ def test_segmentation_sizes_agree(buttons: Simulation) -> None:
 
 
 def test_without_opengl_physics_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulation, "BACKEND", None)
+    monkeypatch.setattr(drawing, "BACKEND", None)
     sim = Simulation(get_task("push_buttons"))
     act(sim, 3)
     with pytest.raises(gl.RenderError, match="libosmesa6"):

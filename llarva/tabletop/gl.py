@@ -55,7 +55,7 @@ def has_osmesa() -> bool:
 # %% ../../nbs/11_tabletop.gl.ipynb #a45a130d
 def choose_backend() -> str | None:
     """Set `MUJOCO_GL` unless it is set already, and return it; None where no library was found."""
-    os.environ.setdefault("LP_NUM_THREADS", "1")
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     if os.environ.get("MUJOCO_GL"):
         return os.environ["MUJOCO_GL"]
     backend = "egl" if has_egl() else "osmesa" if has_osmesa() else None
