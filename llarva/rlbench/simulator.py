@@ -139,6 +139,9 @@ class Simulator:
             code = self.kill()
             raise RequestFailed("simulator_died", f"The simulator's process ended during {do} ({how_ended(code)}). "
                                 f"{self.last_words()}") from error
+        except BaseException:
+            self.kill()  # an interrupted wait must not leave an answer for the next request
+            raise
         if not reply["ok"]:
             raise RequestFailed(reply["failure"], reply["message"])
         return reply["value"]

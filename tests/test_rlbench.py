@@ -1,0 +1,454 @@
+"""The RLBench adapter against a stand-in installation: hangs, crashes, wrong actions, what is missing, seeds."""
+
+import ast
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from rlbench_installation import installed
+
+import llarva
+import llarva.rlbench
+from llarva.errors import EpisodeLost
+from llarva.rlbench.demos import live_demo, live_demos
+from llarva.rlbench.display import MISSING_DISPLAY, display_answers
+from llarva.rlbench.env import RlbenchEnv, variation_of
+from llarva.rlbench.messages import DTYPES, MessageError, pack, receive, send, unpack
+from llarva.rlbench.simulator import RequestFailed, RlbenchError, Simulator, SimulatorConfig
+from llarva.rlbench.stored import read_start
+from llarva.robots import ActionError
+from llarva.sources.opcodes import SourceError
+from llarva.sources.rlbench import find_episodes, read_episode
+from llarva.sources.rlbench_writer import Instance, dump_pickle, write_episode
+
+TASK = "open_drawer"
+STILL = np.append(np.zeros(7), 1.0)
+QUICK = SimulatorConfig(step_seconds=1.0, reset_seconds=20.0)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("rlbench")
+    with installed(folder, "peract"):
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def shared(home: Path) -> Iterator[RlbenchEnv]:
+    env = RlbenchEnv(TASK, image_size=64, max_steps=30, config=QUICK)
+    yield env
+    env.close()
+
+
+@pytest.fixture
+def env(shared: RlbenchEnv, home: Path) -> Iterator[RlbenchEnv]:
+    yield shared
+    shared.config = QUICK
+    for fault in (home / "faults").iterdir():
+        fault.unlink()
+
+
+def fault(home: Path, name: str) -> None:
+    (home / "faults" / name).touch()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def wait_until_gone(pids: list[int], seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not all(map(gone, pids)):
+        time.sleep(0.05)
+    return all(map(gone, pids))
+
+
+# Messages
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text(max_size=8)
+    | st.sampled_from(DTYPES).flatmap(lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=0, min_side=0))),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=8,
+)  # fmt: skip
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return type(a) is type(b) and a == b
+
+
+@settings(max_examples=80, deadline=None)
+@given(plain)
+def test_messages_come_out_as_they_went_in(message: Any) -> None:
+    assert same(message, unpack(pack(message)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.binary(max_size=60), st.integers(0, 60))
+def test_damaged_messages_are_refused_or_read(noise: bytes, cut: int) -> None:
+    for data in (noise, pack({"a": np.arange(5.0), "b": [1, "x"]})[:cut]):
+        try:
+            unpack(data)
+        except MessageError:
+            pass
+
+
+def test_objects_and_foreign_arrays_are_no_messages() -> None:
+    for value in (object(), np.array(["text"]), np.array([None]), {1: 2}, {"__array__": 1}, b"bytes"):
+        with pytest.raises(MessageError):
+            pack(value)
+
+
+def test_a_partial_message_times_out() -> None:
+    ours, theirs = socket.socketpair()
+    send(ours, STILL)
+    assert np.array_equal(receive(theirs, 1.0), STILL)
+    ours.sendall(b"\0\0\0\0\0\0\0\xff12")
+    with pytest.raises(TimeoutError):
+        receive(theirs, 0.05)
+    ours.close()
+    with pytest.raises(ConnectionError):
+        receive(theirs, 1.0)
+    theirs.close()
+
+
+@pytest.mark.parametrize("module", ["messages", "display", "worker"])
+def test_what_runs_beside_rlbench_is_python_3_8_and_needs_only_numpy(module: str) -> None:
+    tree = ast.parse((Path(llarva.__file__).parent / "rlbench" / f"{module}.py").read_text(), feature_version=(3, 8))
+    tops = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {alias.name.split(".")[0] for node in tops if isinstance(node, ast.Import) for alias in node.names}
+    names |= {(node.module or "").split(".")[0] for node in tops if isinstance(node, ast.ImportFrom) and not node.level}
+    assert names - set(sys.stdlib_module_names) <= {"numpy"}
+    assert any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tops)
+
+
+# Episodes
+
+def test_observations_and_info_follow_the_contract(env: RlbenchEnv) -> None:
+    observation, info = env.reset(seed=5)
+    assert env.observation_space.contains(observation) and observation["image"].dtype == np.uint8
+    assert observation["gripper_open"] == pytest.approx(1.0, abs=0.02)
+    assert env.fork == "peract" and env.variation_count == 3
+    assert info["variation"] == variation_of(5, 3) and info["seed"] == 5 and "drawer" in info["instruction"]
+    assert info["camera_intrinsics"][0, 0] > 0 and info["camera_pose"].shape == (4, 4)
+    observation, reward, terminated, truncated, info = env.step(np.append(np.eye(7)[0] * 99, 0.0))
+    assert info["clipped"] == 1 and info["joint_velocity_command"][0] == pytest.approx(2.175)
+    assert (reward, terminated, truncated, info["failure"]) == (0.0, False, False, None)
+    assert observation["gripper_open"] < 0.2 and observation["state"][0] > 0.05
+
+
+def test_the_same_seed_gives_the_same_first_image(env: RlbenchEnv) -> None:
+    first = env.reset(seed=8)[0]["image"]
+    assert not np.array_equal(first, env.reset(seed=9)[0]["image"])
+    assert np.array_equal(first, env.reset(seed=8)[0]["image"])
+    env.config = SimulatorConfig(relaunch_every=1)
+    process = env.simulator.process.pid
+    assert np.array_equal(first, env.reset(seed=8)[0]["image"]) and env.simulator.process.pid != process
+
+
+def test_the_step_limit_ends_an_episode(env: RlbenchEnv) -> None:
+    env.reset(seed=1)
+    for _ in range(29):
+        assert not env.step(STILL)[3]
+    _, _, terminated, truncated, info = env.step(STILL)
+    assert (terminated, truncated, info["failure"]) == (False, True, "step_limit")
+    with pytest.raises(RlbenchError, match="call reset"):
+        env.step(STILL)
+
+
+@pytest.mark.parametrize("action,says", [
+    (np.zeros(7), r"shape \(8,\)"), (np.zeros(9), r"shape \(8,\)"), (np.zeros((1, 8)), r"shape \(8,\)"),
+    ([np.nan] * 8, "nan"), ([0.0] * 7 + [np.inf], "inf"), ("up", "8 numbers"),
+])
+def test_wrong_actions_never_reach_the_simulator(env: RlbenchEnv, action: Any, says: str) -> None:
+    before = env.reset(seed=1)[0]["state"]
+    with pytest.raises(ActionError, match=says):
+        env.step(action)
+    assert env.steps == 0 and np.abs(env.step(STILL)[0]["state"] - before).max() < 1e-3
+
+
+def test_without_the_check_a_nan_would_hang(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulator = Simulator(QUICK)
+    simulator.ask("open", 60.0, task=TASK, camera="front", image_size=32, renderer="opengl", frames=False)
+    simulator.ask("reset", 20.0, seed=0, variation=0)
+    with pytest.raises(RequestFailed, match="longer than 0.5 s") as caught:
+        simulator.ask("step", 0.5, action=np.full(8, np.nan))
+    assert caught.value.failure == "step_timeout" and not simulator.alive
+    simulator.close()
+
+
+@pytest.mark.parametrize("name,failure,lives", [
+    ("step-1-InvalidActionError", "invalid_action", True), ("step-1-IKError", "inverse_kinematics", True),
+    ("step-1-ConfigurationPathError", "path", True), ("step-1-RuntimeError", "simulator_error", False),
+    ("step-1-hang", "step_timeout", False), ("step-1-crash", "simulator_died", False),
+])
+def test_a_failed_step_costs_one_episode(env: RlbenchEnv, home: Path, name: str, failure: str, lives: bool) -> None:
+    env.reset(seed=2)
+    fault(home, name)
+    seen = env.step(STILL)[0]
+    pid = env.simulator.process.pid
+    observation, reward, terminated, truncated, info = env.step(STILL)
+    assert (reward, terminated, truncated, info["failure"]) == (0.0, False, True, failure)
+    assert info["failure_detail"] and np.array_equal(observation["image"], seen["image"])
+    assert env.simulator.alive is lives and gone(pid) is not lives
+    with pytest.raises(RlbenchError, match="call reset"):
+        env.step(STILL)
+    env.reset(seed=3)
+    assert not env.step(STILL)[3] and (env.simulator.process.pid == pid) is lives
+
+
+@pytest.mark.parametrize("how", ["hang", "crash", "RuntimeError"])
+def test_a_failed_reset_is_tried_once_more(env: RlbenchEnv, home: Path, how: str) -> None:
+    expected = env.reset(seed=4)[0]["image"]
+    env.config = SimulatorConfig(reset_seconds=6.0, relaunch_every=1)
+    fault(home, f"reset-0-{how}")
+    assert np.array_equal(env.reset(seed=4)[0]["image"], expected)
+    assert not list((home / "faults").iterdir())
+
+
+def test_lost_resets_are_said_and_a_broken_simulator_stops_the_run(env: RlbenchEnv, home: Path) -> None:
+    env.config = SimulatorConfig(relaunch_every=1)
+    for count in (1, 2, 3):
+        fault(home, "reset-0-crash")
+        patient, env._launch = env._launch, lambda: relaunched(env, home)  # type: ignore[method-assign]
+        try:
+            with pytest.raises(EpisodeLost if count < 3 else RlbenchError) as caught:
+                env.reset(seed=count)
+        finally:
+            env._launch = patient  # type: ignore[method-assign]
+        assert "SIGSEGV" in str(caught.value)
+        assert count == 3 or caught.value.failure == "simulator_died"
+    assert "3 episodes in a row" in str(caught.value)
+    for left in (home / "faults").iterdir():
+        left.unlink()
+    env.reset(seed=1)
+    assert env.lost == 0
+
+
+def relaunched(env: RlbenchEnv, home: Path) -> Simulator:
+    fault(home, "reset-0-crash")
+    return RlbenchEnv._launch(env)
+
+
+def test_a_scene_that_cannot_be_placed_is_lost_without_a_restart(env: RlbenchEnv, home: Path) -> None:
+    env.config = SimulatorConfig(relaunch_every=1)
+    fault(home, "reset-0-TaskEnvironmentError")
+    with pytest.raises(EpisodeLost, match="too crowded") as caught:
+        env.reset(seed=6)
+    assert caught.value.failure == "placement" and env.simulator.alive
+
+
+def test_wrong_settings(env: RlbenchEnv) -> None:
+    with pytest.raises(RlbenchError, match="reset option 'appearance_seed'"):
+        env.reset(seed=1, options={"appearance_seed": 3})
+    with pytest.raises(RlbenchError, match="variation 3"):
+        env.reset(seed=1, options={"variation": 3})
+    with pytest.raises(RlbenchError, match="at least 0"):
+        variation_of(-1, 3)
+    for wrong in ({"renderer": "vulkan"}, {"camera": "back"}, {"step_seconds": 0.0}, {"relaunch_every": 0}):
+        with pytest.raises(RlbenchError):
+            SimulatorConfig(**wrong)  # type: ignore[arg-type]
+    for wrong in ({"max_steps": 0}, {"image_size": 0}):
+        with pytest.raises(RlbenchError):
+            RlbenchEnv(TASK, **wrong)  # type: ignore[arg-type]
+
+
+def test_displacements_move_the_tip_by_what_they_say(home: Path) -> None:
+    env = RlbenchEnv(TASK, "end_effector_delta", 32, config=QUICK)
+    _, info = env.reset(seed=0)
+    start = info["end_effector_position"]
+    for _ in range(15):
+        _, _, _, _, info = env.step([0.0, 0.008, -0.008, 0, 0, 0.02, 1])
+    assert np.allclose(info["end_effector_position"] - start, [0, 0.12, -0.12], atol=0.012)
+    env.simulator.ask = turned_round(env.simulator.ask)  # type: ignore[method-assign]
+    with pytest.raises(RlbenchError, match="drive this arm by joint_velocity"):
+        for _ in range(3):
+            env.step([0.0, 0.02, 0, 0, 0, 0.1, 1])
+    assert not env.simulator.alive
+    env.close()
+
+
+def turned_round(ask: Any) -> Any:
+    def asked(do: str, *arguments: Any, **named: Any) -> Any:
+        reply = ask(do, *arguments, **named)
+        reply["observation"]["joint_frames"][:, 3:] = [0, 1, 0, 0]
+        return reply
+
+    return asked
+
+
+# Demonstrations, live and stored
+
+@pytest.mark.parametrize("fork,layout", [("stock", "stock"), ("llarva", "peract")])
+def test_stored_demonstrations_are_put_back(tmp_path: Path, fork: str, layout: str) -> None:
+    with installed(tmp_path / "home", fork):
+        env = RlbenchEnv(TASK, image_size=64)
+        demo = live_demo(env, 7, variation=1)
+        stored = write_episode(demo, tmp_path / "demos", layout=layout)
+        kept = find_episodes(tmp_path / "demos")[0]
+        assert read_episode(kept).variation == 1
+        # the generator's state from which the scene was drawn; our writer's own seeds are other ones
+        state = np.random.RandomState(7).get_state(legacy=True)
+        rewrite(stored / "low_dim_obs.pkl", state)
+        first = env.reset(seed=7, options={"variation": 1})[0]["image"]
+        observation, info = env.reset(seed=0, options={"demo": str(stored)})
+        assert np.array_equal(observation["image"], first) and info["variation"] == 1
+        with pytest.raises(RlbenchError, match="is of variation 1, not 2"):
+            env.reset(seed=0, options={"demo": str(stored), "variation": 2})
+        env.close()
+    assert demo.success and demo.seed == 7 and len(demo.steps) > 20
+    assert np.array_equal(read_start(stored).state[1], state[1])
+
+
+def rewrite(path: Path, state: Any) -> None:
+    from llarva.sources.opcodes import DEFAULT_LIMITS
+    from llarva.sources.rlbench import read_demo
+
+    demo, fields = read_demo(path, DEFAULT_LIMITS)
+    observations = [Instance("rlbench.backend.observation", "Observation", dict(one)) for one in fields]
+    kept = {**demo.fields, "_observations": observations, "random_seed": state}
+    path.write_bytes(dump_pickle(Instance("rlbench.demo", "Demo", kept)))
+
+
+@pytest.mark.parametrize("state", [
+    None, ("PCG64", np.zeros(624, np.uint32), 1, 0, 0.0), ("MT19937", np.zeros(3), 1, 0, 0.0),
+    ("MT19937", np.zeros(624, np.uint32), 625, 0, 0.0),
+])
+def test_damaged_states_are_refused(tmp_path: Path, env: RlbenchEnv, state: Any) -> None:
+    folder = write_episode(live_demo(env, 3), tmp_path)
+    rewrite(folder / "low_dim_obs.pkl", state)
+    with pytest.raises(SourceError, match="random_seed"):
+        env.reset(seed=0, options={"demo": folder})
+    with pytest.raises(SourceError, match="not the folder of a stored demonstration"):
+        env.reset(seed=0, options={"demo": tmp_path})
+
+
+def test_failed_demonstrations_are_noted(env: RlbenchEnv, home: Path) -> None:
+    env.config = SimulatorConfig(relaunch_every=1)
+    env.reset(seed=0)
+    fault(home, "reset-1-RuntimeError")
+    failed: dict[int, str] = {}
+    assert [episode.seed for episode in live_demos(env, [1, 2], failed)] == [2]
+    assert "V-REP" in failed[1]
+    with pytest.raises(RlbenchError, match="call reset"):
+        env.step(STILL)
+
+
+# What is missing
+
+def table(capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
+    findings = llarva.rlbench.check()
+    return {one.part: one.works for one in findings}, capsys.readouterr().out
+
+
+def test_check_finds_everything(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    works, said = table(capsys)
+    assert all(works.values()) and "18 of the 18" in said and "peract" in said and "image 128 x 128" in said
+
+
+@pytest.mark.parametrize("missing", ["root", "library", "display", "pyrep", "rlbench", "tasks", "python", "launch"])
+def test_check_names_what_is_missing(
+    tmp_path: Path, missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with installed(tmp_path, "stock", ["close_jar"] if missing == "tasks" else [TASK]) as faults:
+        site = tmp_path / "site"
+        if missing == "root":
+            del os.environ["COPPELIASIM_ROOT"]
+        if missing == "library":
+            (tmp_path / "CoppeliaSim" / "libcoppeliaSim.so.1").unlink()
+        if missing == "display":
+            (tmp_path / "bin" / "Xvfb").unlink()
+            monkeypatch.setattr(shutil, "which", lambda name: None)
+            os.environ["PATH"] = str(tmp_path / "bin")
+        if missing in ("pyrep", "rlbench"):
+            shutil.rmtree(site / missing)
+        if missing == "python":
+            os.environ["LLARVA_RLBENCH_PYTHON"] = str(tmp_path / "nowhere" / "python")
+        if missing == "launch":
+            (faults / "launch-0-crash").touch()
+        works, said = table(capsys)
+        part, word = {
+            "root": ("CoppeliaSim", "COPPELIASIM_ROOT is not set"), "library": ("CoppeliaSim", "no libcoppeliaSim.so"),
+            "display": ("display", "apt-get install xvfb"), "pyrep": ("pyrep", "No module named 'pyrep'"),
+            "rlbench": ("rlbench", "No module named 'rlbench'"), "tasks": ("tasks", "lacking: open_drawer, meat_off"),
+            "python": ("pyrep", "cannot be started"), "launch": ("trial", "SIGSEGV"),
+        }[missing]  # fmt: skip
+        assert works[part] is False and word in said, said
+        if missing == "display":
+            with pytest.raises(RlbenchError, match="apt-get install xvfb"):
+                RlbenchEnv(TASK)
+        elif missing not in ("tasks", "launch"):
+            with pytest.raises(RlbenchError):
+                RlbenchEnv(TASK)
+
+
+def test_lacking_tasks_are_named(tmp_path: Path) -> None:
+    with installed(tmp_path, "stock", [TASK, "stack_cups", "slide_block_to_color_target"]):
+        with pytest.raises(RlbenchError, match="stock.*only in PerAct's and LLARVA's.*'slide_block_to_target'"):
+            RlbenchEnv("slide_block_to_color_target")
+        with pytest.raises(RlbenchError, match="'open_drawers'.*Did you mean 'open_drawer'.*lacks:.*close_jar"):
+            RlbenchEnv("open_drawers")
+        env = RlbenchEnv("slide_block_to_target", image_size=32)
+        assert env.reset(seed=0)[0]["image"].shape == (32, 32, 3)
+        env.close()
+
+
+def test_an_x_server_that_answers_is_used(tmp_path: Path) -> None:
+    path = "\0/tmp/.X11-unix/X87654"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(path)
+        server.listen()
+        assert display_answers(":87654") and display_answers("unix:87654.0")
+        with installed(tmp_path):
+            os.environ["DISPLAY"] = ":87654"
+            env = RlbenchEnv(TASK, image_size=32)
+            env.close()
+            assert not list((tmp_path / "xvfb").iterdir())
+    assert not display_answers(":87654") and "apt-get" in MISSING_DISPLAY
+
+
+# Nothing is left behind
+
+def test_the_whole_group_goes(tmp_path: Path) -> None:
+    with installed(tmp_path):
+        env = RlbenchEnv(TASK, image_size=32)
+        server = int(next((tmp_path / "xvfb").iterdir()).name)
+        assert not gone(server)
+        env.close()
+        env.close()
+        assert wait_until_gone([server, env.simulator.process.pid])
+
+
+def test_a_killed_run_leaves_no_simulator(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from llarva.rlbench.env import RlbenchEnv\n"
+        "env = RlbenchEnv('open_drawer', image_size=32); print(env.simulator.process.pid, flush=True); time.sleep(100)"
+    )
+    with installed(tmp_path):
+        run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        assert run.stdout is not None
+        pids = [int(run.stdout.readline()), int(next((tmp_path / "xvfb").iterdir()).name)]
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        run.stdout.close()
+        assert wait_until_gone(pids)
