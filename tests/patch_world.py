@@ -1,6 +1,6 @@
 """A small world for evaluations: a point goes to one of three patches, and somebody who sees and reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -27,12 +27,24 @@ class Patches(gymnasium.Env[Any, Any]):
     def object_points(self) -> dict[str, np.ndarray]:
         return dict(zip(self.names, self.places, strict=False))
 
-    def look(self) -> dict[str, Any]:
+    def told_apart_by_colour(self) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(other for other in self.names if other != name) for name in self.names}
+
+    def exchanged_view(self, one: str, other: str) -> Callable[[], np.ndarray]:
+        paint = list(range(3))
+        i, j = self.names.index(one), self.names.index(other)
+        paint[i], paint[j] = j, i
+        return lambda: self.picture(paint)
+
+    def picture(self, paint: Sequence[int] = range(3)) -> np.ndarray:
         image = np.zeros((64, 64, 3), np.uint8)
         for i, place in enumerate(self.places[: len(self.names)]):
             x, y = (32 + 60 * place[:2]).astype(int)
-            image[y - 3 : y + 3, x - 3 : x + 3, i] = 255
-        return {"image": image, "state": np.array(get_robot("panda").home, np.float32),
+            image[y - 3 : y + 3, x - 3 : x + 3, paint[i]] = 255
+        return image
+
+    def look(self) -> dict[str, Any]:
+        return {"image": self.picture(), "state": np.array(get_robot("panda").home, np.float32),
                 "gripper_open": np.ones(1, np.float32)}
 
     def info(self, success: bool, failure: str | None) -> dict[str, Any]:

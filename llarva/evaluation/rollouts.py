@@ -62,8 +62,8 @@ class Rollout:
 
     def seen(self) -> Mapping[str, Any]:
         """What the policy is shown."""
-        picture = self.start.picture
-        return self.observation if picture is None else {**self.observation, "image": picture}
+        view = self.start.view
+        return self.observation if view is None else {**self.observation, "image": view()}
 
     def film(self) -> None:
         if self.scene.film:
@@ -133,6 +133,7 @@ def row_of(episode: Rollout, control: str) -> dict[str, Any]:
     scene, info = episode.scene, episode.info
     milliseconds = 1000 * np.array(episode.seconds)
     success, nearest = bool(info["success"]), episode.nearest_object()
+    looks_like = episode.start.shown_as.get(nearest or "", nearest or "")
     first_trace, following = episode.traces[0][1] if episode.traces else None, followed(episode)
     return {
         "env": f"llarva/{scene.task}-v0", "task": scene.task, "variation": int(info["variation"]), "seed": scene.seed,
@@ -144,8 +145,8 @@ def row_of(episode: Rollout, control: str) -> dict[str, Any]:
         "trace_error_px": trace_error(first_trace, episode.path()),
         "following_px": [error for error, _ in following], "moved_px": [moved for _, moved in following],
         "instruction": episode.start.instruction,
-        "nearest_object": nearest, "reached_asked": None if nearest is None else nearest in episode.start.instruction,
-        "asked_variation": episode.start.asked_variation, "control": control,
+        "nearest_object": nearest, "asked_variation": episode.start.asked_variation, "control": control,
+        "reached_asked": None if nearest is None else looks_like in episode.start.instruction,
     }
 
 # %% ../../nbs/12d_evaluation.rollouts.ipynb #57e1ede9

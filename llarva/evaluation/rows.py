@@ -47,7 +47,7 @@ ROW_SCHEMA = pa.schema([
     ("moved_px", pa.list_(pa.float64())),  # and how far those steps went
     ("instruction", pa.string()),  # as the policy was asked
     ("nearest_object", pa.string()),  # named object nearest to the end effector at the end; null where unknown
-    ("reached_asked", pa.bool_()),  # whether the instruction names that object
+    ("reached_asked", pa.bool_()),  # whether the instruction names that object, as it was shown
     ("asked_variation", pa.int64()),  # differs from variation only for the control "wrong_instruction"
     ("control", pa.string()),
 ])

@@ -6,7 +6,7 @@
 __all__ = ['RESET_OPTIONS', 'action_space', 'observation_space', 'TabletopEnv', 'register_tasks']
 
 # %% ../../nbs/11j_tabletop.env.ipynb #04a8dba7
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -18,6 +18,7 @@ from ..errors import LlarvaError, unknown_choice
 from ..kinematics import quaternion_xyzw
 from ..robots import RobotError, check_action, get_control_mode
 from .experts import expert_action
+from .repainting import exchanged_paint, render_painted, told_apart_by_colour
 from .simulation import CONTROL_RATE, Simulation
 from .tasks.registry import TASKS, get_task
 
@@ -136,6 +137,18 @@ class TabletopEnv(gymnasium.Env[Any, Any]):
     def object_points(self) -> dict[str, NDArray[np.float64]]:
         """World position [3] of every named object."""
         return {name: mark.point for name, mark in self.sim.objects().items()}
+
+    def told_apart_by_colour(self) -> dict[str, tuple[str, ...]]:
+        """Each named object that differs from others by its colour alone, with those others."""
+        return told_apart_by_colour(self.sim.task.objects(self.sim))
+
+    def exchanged_view(self, one: str, other: str) -> Callable[[], NDArray[np.uint8]]:
+        """A look through the camera, [H, W, 3], at the scene with two such objects in each other's colours.
+
+        Raises `LlarvaError` for other objects. The scene itself, and `render`, stay as they are.
+        """
+        paint = exchanged_paint(self.sim, one, other)
+        return lambda: render_painted(self.sim, paint)
 
     def segmentation(self, size: int = 32) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
         """What is where in the picture, uint8 [size, size]: 0 nothing named, k the k-th of the names returned."""

@@ -172,3 +172,7 @@ class LightBulbIn(Task):
             point = sim.position(bulb) + sim.rotation(bulb) @ np.array([0, 0, GLASS])
             marks[f"{colour} bulb"] = ObjectMark(point, sim.geoms(bulb))
         return {**marks, "lamp": ObjectMark(sim.position("lamp") + np.array([0, 0, SOCKET]), sim.geoms("lamp"))}
+
+    def painted(self, sim: Simulation) -> dict[str, tuple[int, ...]]:
+        cups = {f"{c} bulb": sim.geoms(holder) for c, holder in zip(self.colours, HOLDERS, strict=True)}
+        return {name: (*geoms, *cups.get(name, ())) for name, geoms in super().painted(sim).items()}
