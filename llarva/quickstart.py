@@ -30,7 +30,8 @@ from .models.checkpoints import load_checkpoint, save_checkpoint
 from .models.text import IMAGE
 from .models.tiny import TinyLlava, TinySize, make_tiny
 from .policy import Policy
-from .tabletop.demos import EVALUATION_SEEDS, DemoConfig, DemoSummary, record_demos
+from .tabletop.demos import EVALUATION_SEEDS, DemoConfig
+from .tabletop.recording import DemoSummary, record_demos
 from .traces.projection import project_episode
 from .training.batches import Sampling
 from .training.config import TrainConfig, TrainResult

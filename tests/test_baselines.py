@@ -35,7 +35,8 @@ from llarva.models.checkpoints import CheckpointError, load_checkpoint, save_che
 from llarva.models.tiny import TinySize
 from llarva.policy import PolicyError
 from llarva.robots import get_robot
-from llarva.tabletop.demos import DemoConfig, record_demos
+from llarva.tabletop.demos import DemoConfig
+from llarva.tabletop.recording import record_demos
 from llarva.training.batches import TrainingError, open_rows
 from llarva.training.state import newest_state
 

@@ -18,7 +18,8 @@ import llarva.tabletop.env  # noqa: F401  (registers the tasks)
 from llarva.episodes.records import Episode, actions_in, check_episode, decode_image, decode_mask
 from llarva.episodes.store import EpisodeStore, verify_store
 from llarva.errors import LlarvaError
-from llarva.tabletop.demos import DemoConfig, DemoError, episodes, record_demos, record_episode
+from llarva.tabletop.demos import DemoConfig, DemoError, episodes, record_episode
+from llarva.tabletop.recording import record_demos
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.registry import TASKS, get_task
 
@@ -130,7 +131,7 @@ def test_workers_and_interruptions_leave_the_same_bytes(tmp_path: Path) -> None:
 def test_killed_recordings_continue(tmp_path: Path) -> None:
     chosen = config(out=tmp_path / "killed", episodes=6)
     code = (
-        "from llarva.tabletop.demos import *\n"
+        "from llarva.tabletop.recording import *\nfrom llarva.tabletop.demos import DemoConfig\n"
         f"record_demos(DemoConfig(**{dataclasses.asdict(chosen)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
@@ -157,7 +158,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"episodes": 0}, {"workers": 0}, {"frames_per_episode": 0}, {"kicks": -1}, {"variations": (50,)},
+    [{"episodes": 0}, {"workers": 0}, {"frames_per_episode": 0}, {"kicks": -1}, {"variations": (999,)},
      {"variations": ()}, {"task": "push_button"}, {"arm_noise": float("nan")}, {"seed": -1}, {"image_size": 0}],
     ids=str,
 )  # fmt: skip

@@ -25,7 +25,8 @@ from llarva.models.checkpoints import CheckpointError, load_checkpoint, read_car
 from llarva.models.pretrained import pretrained
 from llarva.models.text import ACTION_NUMBER, EOS, IMAGE, POINT_NUMBER, PROMPT, TRACE_NUMBER
 from llarva.models.tiny import TinySize, make_tiny
-from llarva.tabletop.demos import DemoConfig, record_demos
+from llarva.tabletop.demos import DemoConfig
+from llarva.tabletop.recording import record_demos
 from llarva.training.batches import (
     BatchMaker,
     RowSampler,

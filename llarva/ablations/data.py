@@ -19,7 +19,8 @@ from ..errors import unknown_choice
 from ..instructions.dataset import build_rows, fit_numbers
 from ..instructions.format import InstructionFormat
 from ..instructions.rows import BuildConfig
-from ..tabletop.demos import DemoConfig, record_demos
+from ..tabletop.demos import DemoConfig
+from ..tabletop.recording import record_demos
 
 # %% ../../nbs/14b2_ablations.data.ipynb #5a6b8422
 STUDY = "study.json"
