@@ -150,6 +150,7 @@ ROBOTS: Mapping[str, Robot] = MappingProxyType(
             Robot("dlr_sara", "DLR SARA", joint_count=7, source=_OXE),
             Robot("cobotta", "Cobotta", joint_count=6, source=_OXE),
             Robot("pr2", "PR2", joint_count=7, source=_OXE),
+            Robot("multi_robot", "multi-robot", source=_OXE),
         )
     }
 )

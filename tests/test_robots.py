@@ -34,7 +34,7 @@ vectors = arrays(np.float64, 3, elements=st.floats(-1.5, 1.5))
 
 
 def test_registries_agree():
-    assert len(ROBOTS) == 13
+    assert len(ROBOTS) == 13 + 1  # and one name for data of several arms
     for mode in CONTROL_MODES.values():
         assert len(mode.action_names) == len(mode.action_units) == mode.action_size
         assert mode.action_names[-1] == "gripper" and mode.action_units[-1] == "1 = open"
