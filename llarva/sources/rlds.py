@@ -8,7 +8,7 @@ __all__ = ['check_card', 'read_record', 'RldsEpisodes']
 # %% ../../nbs/04d1_sources.rlds.ipynb #5129b44d
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,19 +32,20 @@ from llarva.sources.rlds_fields import (
     read_pictures,
     read_rotation,
 )
-from .tfds_folder import Shard, TfdsFolder, open_tfds, scan_shard
+from .tfds_features import Leaf
+from .tfds_folder import Shard, open_tfds, scan_shard
 
 # %% ../../nbs/04d1_sources.rlds.ipynb #1c5903e6
 def _recipe(card: Card) -> Fields:
-    if card.format != "rlds" or card.fields is None:
-        raise SourceError(f"card {card.name!r} is of format {card.format!r}; only cards of format 'rlds' are read here")
+    if card.fields is None:
+        raise SourceError(f"card {card.name!r} has no 'fields': it does not say where everything lies")
     return card.fields
 
 
-def _check_part(folder: TfdsFolder, part: Part, name: str) -> None:
+def _check_part(features: Mapping[str, Leaf], part: Part, name: str) -> None:
     if part.field is None:
         return
-    leaf = find_leaf(folder.features, part.field)
+    leaf = find_leaf(features, part.field)
     if leaf.problem or leaf.kind != "tensor" or leaf.dtype == "string" or not leaf.lengths:
         what = leaf.problem or f"a {leaf.kind} of type {leaf.dtype}{'' if leaf.lengths else ', once per episode'}"
         raise SourceError(f"{name} takes numbers of every step from {part.field!r}, which is {what}")
@@ -55,28 +56,31 @@ def _check_part(folder: TfdsFolder, part: Part, name: str) -> None:
             raise SourceError(f"{name} wants {wanted} numbers of {part.field!r}, which has {held}")
 
 
-def check_card(card: Card, folder: TfdsFolder) -> None:
-    """Raise `SourceError` unless every field that the card names is in the data set and can hold what it says."""
+def check_card(card: Card, features: Mapping[str, Leaf], name: str, where: Path) -> None:
+    """Raise `SourceError` unless every field that the card names is among a data set's `features` and fits it.
+
+    `name` is what the data set calls itself, `where` the folder that errors speak of.
+    """
     fields = _recipe(card)
     try:
-        if fields.builder not in (UNVERIFIED, folder.name, card.name):
-            raise SourceError(f"it is about {fields.builder!r}, the data set is {folder.name!r}")
+        if fields.builder not in (UNVERIFIED, name, card.name):
+            raise SourceError(f"it is about {fields.builder!r}, the data set is {name!r}")
         parts = [(f"fields.actions.{mode}", part) for mode, some in fields.actions.items() for part in some or ()]
         parts += [("fields.state", part) for part in fields.state or ()]
-        for name in ("gripper", "end_effector_position", "end_effector_rotation"):
-            part = getattr(fields, name)
-            parts += [(f"fields.{name}", part)] if isinstance(part, Part) else []
-        for name, part in parts:
-            _check_part(folder, part, name)
+        for key in ("gripper", "end_effector_position", "end_effector_rotation"):
+            part = getattr(fields, key)
+            parts += [(f"fields.{key}", part)] if isinstance(part, Part) else []
+        for key, part in parts:
+            _check_part(features, part, key)
         if card.camera.key == UNVERIFIED or UNVERIFIED in card.language.fields:
             raise SourceError("camera.key and language must be known to read the data set; one is unverified")
-        view = find_leaf(folder.features, card.camera.key)
+        view = find_leaf(features, card.camera.key)
         if view.problem or (view.kind != "image" and (view.dtype, len(view.shape)) != ("uint8", 3)):
             raise SourceError(f"camera.key {card.camera.key!r} is not a picture but {view.problem or view.kind}")
         for path in (*card.language.fields, *([fields.success] if fields.success else [])):
-            find_leaf(folder.features, path)
+            find_leaf(features, path)
     except SourceError as error:
-        raise SourceError(f"{folder.path}: card {card.name!r} does not fit: {error}") from error
+        raise SourceError(f"{where}: card {card.name!r} does not fit: {error}") from error
 
 # %% ../../nbs/04d1_sources.rlds.ipynb #42b4e70e
 @dataclass(frozen=True)
@@ -198,7 +202,9 @@ class RldsEpisodes:
         self.control_mode = control_mode or card.control_modes[0]
         if self.control_mode not in card.actions:
             raise SourceError(f"card {card.name!r}: {unknown_choice('control mode', control_mode, card.actions)}")
-        check_card(card, self.folder)
+        if card.format != "rlds":
+            raise SourceError(f"card {card.name!r} is of format {card.format!r}; this reader is for 'rlds'")
+        check_card(card, self.folder.features, self.folder.name, self.folder.path)
         self.shards: tuple[Shard, ...] = self.folder.shards(split)
         self.report, self.notes = SkipReport(), Counter[str]()
         self.unverified = card.unverified
