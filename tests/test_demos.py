@@ -1,12 +1,6 @@
-"""Demonstrations: honest pictures, the same bytes for any number of workers, exact resumption."""
+"""Demonstrations: honest pictures, scenes that depend on nothing but their number, recoveries."""
 
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from functools import cache
 from pathlib import Path
 
@@ -16,10 +10,9 @@ import pytest
 
 import llarva.tabletop.env  # noqa: F401  (registers the tasks)
 from llarva.episodes.records import Episode, actions_in, check_episode, decode_image, decode_mask
-from llarva.episodes.store import EpisodeStore, verify_store
 from llarva.errors import LlarvaError
-from llarva.tabletop.demos import DemoConfig, DemoError, episodes, record_episode
-from llarva.tabletop.recording import record_demos
+from llarva.tabletop import demos
+from llarva.tabletop.demos import DemoConfig, DemoError, episodes, failed_attempts, record_episode
 from llarva.tabletop.simulation import Simulation
 from llarva.tabletop.tasks.registry import TASKS, get_task
 
@@ -112,50 +105,6 @@ def test_an_index_depends_on_nothing_else() -> None:
     assert [step.image for step in other.steps] != [step.image for step in fresh.steps]
 
 
-def test_workers_and_interruptions_leave_the_same_bytes(tmp_path: Path) -> None:
-    alone = record_demos(config(out=tmp_path / "alone"))
-    together = record_demos(config(out=tmp_path / "together", workers=2))
-    grown = record_demos(config(out=tmp_path / "grown", episodes=3))
-    grown = record_demos(config(out=tmp_path / "grown"))
-    files = sorted((alone.store / "data").glob("*.parquet"))
-    assert len(files) == 2 and len(EpisodeStore(alone.store)) == 4
-    for other in (together, grown):
-        for file in files:
-            assert file.read_bytes() == (other.store / "data" / file.name).read_bytes()
-    verify_store(alone.store)
-    before = {path: path.stat().st_mtime_ns for path in (alone.store / "data").iterdir()}
-    record_demos(config(out=tmp_path / "alone"))
-    assert before == {path: path.stat().st_mtime_ns for path in (alone.store / "data").iterdir()}, "done twice"
-
-
-def test_killed_recordings_continue(tmp_path: Path) -> None:
-    chosen = config(out=tmp_path / "killed", episodes=6)
-    code = (
-        "from llarva.tabletop.recording import *\nfrom llarva.tabletop.demos import DemoConfig\n"
-        f"record_demos(DemoConfig(**{dataclasses.asdict(chosen)!r}))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    blocks = tmp_path / "killed" / "blocks"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not any(blocks.glob("*-000002")):
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    result = record_demos(chosen)
-    whole = record_demos(config(out=tmp_path / "whole", episodes=6))
-    assert EpisodeStore(result.store).fingerprint() == EpisodeStore(whole.store).fingerprint()
-    verify_store(result.store)
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    record_demos(config(out=tmp_path, episodes=1))
-    with pytest.raises(DemoError, match="other parameters"):
-        record_demos(config(out=tmp_path, episodes=1, arm_noise=0.0))
-    (tmp_path / "demos.json").write_text(json.dumps({"task": "push_buttons"})[:10])
-    with pytest.raises(DemoError):
-        record_demos(config(out=tmp_path, episodes=1))
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"episodes": 0}, {"workers": 0}, {"frames_per_episode": 0}, {"kicks": -1}, {"variations": (999,)},
@@ -182,3 +131,19 @@ def test_a_share_of_the_demonstrations_is_seen_differently(tmp_path: Path) -> No
     plain = next(episodes(dataclasses.replace(config, appearance_share=0.0), range(1)))[0].steps[0].camera_pose
     moved = [not np.array_equal(pose, plain) for pose in poses]
     assert any(moved) and not all(moved)
+
+
+def test_a_scene_tells_which_attempt_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count of failed attempts is read off the stored scenes: nothing can lose or double it."""
+    whole = demos.record_episode
+
+    def sometimes(sim: Simulation, config: DemoConfig, index: int, attempt: int) -> Episode | None:
+        return whole(sim, config, index, attempt) if attempt >= index % 3 else None
+
+    monkeypatch.setattr(demos, "record_episode", sometimes)
+    chosen = config(frames_per_episode=1, kicks=0)
+    for index, (episode, failed) in enumerate(episodes(chosen, range(4))):
+        assert failed >= index % 3
+        assert failed_attempts(chosen, index, episode.seed) == failed
+    with pytest.raises(DemoError, match="no attempt"):
+        failed_attempts(chosen, 0, 1_500_000)
