@@ -78,7 +78,8 @@ def crc32c(data: bytes | bytearray | memoryview) -> int:
         for byte in bytes(data):
             crc = _BYTES[(crc ^ byte) & 255] ^ crc >> 8
         return crc ^ 0xFFFFFFFF
-    head = array.size % _BLOCK or _BLOCK
+    head = array.size % _BLOCK
+    head += 0 if head >= 4 else _BLOCK  # the start below needs four bytes
     first = np.zeros(max(1 << (head - 1).bit_length(), _LANE), np.uint8)
     first[first.size - head :] = array[:head]
     first[first.size - head :][:4] ^= 0xFF  # the usual start, all ones, is the same as this
