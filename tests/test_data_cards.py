@@ -1,11 +1,12 @@
 """Cards of the 37 subsets of Open X-Embodiment that LLARVA was pre-trained on: all there, and as the overview says."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from llarva.card_fields import UNVERIFIED, Part
-from llarva.cards import load_cards
+from llarva.cards import load_card, load_cards
 from llarva.robots import CONTROL_MODES
 
 CARDS = load_cards(Path(__file__).parents[1] / "data_cards")
@@ -105,3 +106,12 @@ def test_texts_are_their_own():
             if len(sentence) > 90:
                 assert sentence not in seen, f"{name} and {seen.get(sentence)}: {sentence}"
                 seen[sentence] = name
+
+
+def test_the_readme_shows_a_card_that_loads(tmp_path):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```markdown\n(.*?)```", readme, re.S)
+    (tmp_path / "my_arm.md").write_text(text, encoding="utf-8")
+    card = load_card(tmp_path / "my_arm.md")
+    assert set(card.unverified) == {"homepage", "citation", "size.steps"}
+    assert card.fields.actions["end_effector_delta"][0].scale == (0.001,)

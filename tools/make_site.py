@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
+from card_pages import card_pages
 from plotly.offline import get_plotlyjs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -221,39 +221,11 @@ def room_pages(pages: list[Page]) -> list[str]:
     return entries
 
 
-def card_page(path: Path) -> str:
-    """A data card as a page: its front matter as a table, then its text."""
-    text = path.read_text(encoding="utf-8")
-    match = re.match(r"---\n(.*?)\n---\n(.*)", text, re.S)
-    if match is None:
-        return text
-    head = yaml.safe_load(match[1])
-    rows = [f"| {key} | {_cell(value)} |" for key, value in head.items()]
-    body = match[2].strip()
-    title = "" if body.startswith("# ") else f"# {head.get('name', path.stem)}\n\n"
-    table = "\n".join(["| field | value |", "|---|---|", *rows])
-    if not title:
-        first, _, rest = body.partition("\n")
-        return f"{first}\n\n{table}\n\n{rest}"
-    return f"{title}{table}\n\n{body}"
-
-
-def _cell(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
-    return "`" + text.replace("|", "/").replace("\n", " ").replace("`", "'").strip() + "`"
-
-
-def card_pages() -> list[str]:
-    cards = sorted((ROOT / "data_cards").glob("*.md"))
-    for card in cards:
-        write_text(f"data_cards/{card.stem}", card_page(card))
-    items = "\n".join(f"- [{card.stem}](/data_cards/{card.stem}.md)" for card in cards)
-    intro = "One card per dataset says what its numbers mean. Cards are checked by the package before data is read."
-    write_text(
-        "data_cards/index",
-        f"# Data cards\n\n{intro}\n\n{items}\n\n" + toctree([f"/data_cards/{c.stem}" for c in cards]),
-    )
-    return ["/data_cards/index"] if cards else []
+def write_cards() -> list[str]:
+    """Write the pages of the data cards; returns the entry of their table."""
+    for target, text in card_pages(ROOT / "data_cards").items():
+        write_text(target, text)
+    return ["/data_cards/index"]
 
 
 def landing(trees: list[str]) -> str:
@@ -289,7 +261,7 @@ def gather() -> None:
             write_text(f"{folder}/index", listing(title, text, others[folder]))
     guides = [f"/{path.stem}" for path in sorted((ROOT / "docs" / "pages").glob("*.md"), reverse=True)]
     guides += [f"/{folder}/index" for folder in FOLDERS if others[folder]]
-    trees = [toctree(guides, "Using it"), toctree(card_pages(), "Data"), toctree(room_pages(modules), "Rooms")]
+    trees = [toctree(guides, "Using it"), toctree(write_cards(), "Data"), toctree(room_pages(modules), "Rooms")]
     write_text("index", landing(trees))
 
 
