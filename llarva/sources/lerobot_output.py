@@ -63,7 +63,7 @@ class FilmSeries:
 
     def add(self, images: Iterable[bytes], size: tuple[int, int]) -> dict[str, float]:
         """Append an episode's pictures; returns its file and its time in it, as the index of episodes names them."""
-        if self._pipe is not None and self._path.stat().st_size >= self.megabytes * _MB:
+        if self._path.is_file() and self._path.stat().st_size >= self.megabytes * _MB:
             self.close()
         if self._pipe is None:
             self._begin(size)

@@ -121,6 +121,12 @@ class VideoReader:
             raise RecordError(self.path, f"frame at {wanted:.6f} s", f"the video {end}{f' ({said})' if said else ''}.")
         self._time, self._frame = found
 
+    def next_time(self) -> float | None:
+        """Time (s) of the frame after the last one that was yielded; None where there is none."""
+        found = None if self._decoder is None else self._decoder.next()
+        self.close()
+        return None if found is None else found[0]
+
     def close(self) -> str:
         """Stop decoding; returns ffmpeg's complaint. The reader can be used again."""
         decoder, self._decoder, self._time = self._decoder, None, float("-inf")
