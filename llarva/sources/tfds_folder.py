@@ -147,16 +147,17 @@ def scan_shard(shard: Shard) -> Iterator[tuple[int, bytes | RecordError]]:
         yield 0, RecordError(shard.path, "", reason)
         return
     scan = _array_records if ".array_record" in shard.path.name else scan_records
-    found, last = 0, None
+    found = 0
     try:
-        for last in scan(shard.path):
-            yield found, last
+        for record in scan(shard.path):
+            yield found, record
             found += 1
     except RecordError as error:
         yield found, error
         return
-    if found != shard.records:
-        more = isinstance(last, RecordError) and found < shard.records
-        where = f"records {found} to {shard.records - 1}" if found < shard.records else ""
-        reason = "not reached" if more else f"holds {found} records, dataset_info.json says {shard.records}"
-        yield found, RecordError(shard.path, where, reason)
+    if found > shard.records:
+        yield found, RecordError(shard.path, "", f"holds {found} records, dataset_info.json says {shard.records}")
+    elif found < shard.records:
+        last = shard.records - 1
+        where = f"record {last}" if found == last else f"records {found} to {last}"
+        yield found, RecordError(shard.path, where, f"not found; dataset_info.json says {shard.records} records")
