@@ -10,7 +10,7 @@ import numpy as np
 from llarva.episodes.records import Episode, Step
 from llarva.kinematics import rotation_matrix
 from llarva.traces.audit_findings import AuditLimits, make_view
-from llarva.traces.audit_motion import carried
+from llarva.traces.audit_hand import carried
 from llarva.traces.projection import Trace, project_episode
 
 Planted = tuple[Episode, Trace | None] | None

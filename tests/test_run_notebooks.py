@@ -18,13 +18,14 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     run_notebook("demos", out / "demos", {"episodes": 2, "frames_per_episode": 3, "workers": 1})
     run_notebook("label", out / "label", {"episodes": [str(out / "demos" / "episodes")]})
+    run_notebook("audit", out / "audit", {"episodes": str(out / "demos" / "episodes"), "reject_above": 0.99})
     run_notebook("train", out / "train", {**SMALL, "rows": [str(out / "label" / "rows")]})
     baseline = {"kind": "act", "size": {"width": 32, "mlp_width": 48}, "steps": 2, "batch_size": 4}
     run_notebook("train_baseline", out / "train_baseline", {**baseline, "rows": [str(out / "label" / "rows")]})
     return out
 
 
-@pytest.mark.parametrize("stage", ["demos", "label", "train", "train_baseline"])
+@pytest.mark.parametrize("stage", ["demos", "label", "audit", "train", "train_baseline"])
 def test_stage_is_recorded(chain: Path, stage: str) -> None:
     saved = read_metrics(chain / stage)
     assert saved["finished"] and saved["run"] == stage and saved["metrics"]
@@ -40,9 +41,13 @@ def test_train_continues_only_its_own_run(chain: Path, capsys: pytest.CaptureFix
 def test_evaluate(chain: Path) -> None:
     checkpoint = str(chain / "train" / "checkpoint")
     few = {"checkpoint": checkpoint, "episodes": 2, "batch": 2, "videos": 1, "film_format": "mp4", "max_steps": 6}
+    few |= {"tasks": ["push_buttons", "open_drawer"], "controls": ["none", "colours_swapped"]}
     run_notebook("evaluate", chain / "evaluate", few)
-    saved = read_metrics(chain / "evaluate")
-    assert saved["metrics"]["table"][0]["task"] == "push_buttons"
+    saved = read_metrics(chain / "evaluate")["metrics"]
+    assert saved["scenes"] == "test scenes 1000000–1000001"
+    table = [(row["task"], row["control"]) for row in saved["table"]]
+    assert table == [("push_buttons", "none"), ("open_drawer", "none"), ("push_buttons", "colours_swapped")]
+    assert [row["task"] for row in saved["means"]] == ["mean over tasks"]
     assert list((chain / "evaluate").glob("rollouts/strips/*.png"))
     assert list((chain / "evaluate").glob("rollouts/films/*.mp4"))
 

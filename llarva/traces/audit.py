@@ -16,13 +16,14 @@ import numpy as np
 from ..cards import Card
 from ..episodes.records import Episode
 from .audit_findings import AuditLimits, Finding, View, make_view
+from .audit_hand import HAND_CHECKS
 from .audit_motion import MOTION_CHECKS, follows, pairings
 from .audit_paths import PATH_CHECKS, Found
 from .audit_records import RECORD_CHECKS
 from .projection import Trace
 
 CHECKS: Final[Mapping[str, Callable[[View, AuditLimits], Found]]] = MappingProxyType(
-    {**PATH_CHECKS, **RECORD_CHECKS, **MOTION_CHECKS}
+    {**PATH_CHECKS, **RECORD_CHECKS, **MOTION_CHECKS, **HAND_CHECKS}
 )
 
 # %% ../../nbs/05b5_traces.audit.ipynb #9b4167b5

@@ -37,8 +37,10 @@ class Subset:
     def add(self, row: Mapping[str, Any]) -> None:
         """Add an episode's row, as `episode_stats` makes it."""
         first, checks = row["first_change"], set(row["findings"])
-        self.counts.update(episodes=1, steps=row["steps"], images=row["images"], flagged=bool(checks))
-        self.counts.update(opens_first=first > 0, closes_first=first < 0, traced=row["trace_source"] is not None)
+        self.counts.update(episodes=1, steps=row["steps"], images=row["images"], flagged=int(bool(checks)))
+        self.counts.update(
+            opens_first=int(first > 0), closes_first=int(first < 0), traced=int(row["trace_source"] is not None)
+        )
         for name in ("seconds", "success", "coverage", "image_speed", "cosine", "gain", "open_share"):
             value = row[name]
             if value is not None:

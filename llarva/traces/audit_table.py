@@ -194,6 +194,16 @@ class AuditTable:
                 found[one.episode_id].append(one)
         return [(name, tuple(several)) for name, several in found.items()]
 
+    def reasons(self, severity: float) -> dict[str, str]:
+        """Episodes with a finding of at least that severity, and why, for `llarva.traces.decisions.reject_all`."""
+        found: dict[str, str] = {}
+        for one in self.findings():
+            if one.episode_id and one.severity >= severity:
+                found[one.episode_id] = "; ".join(
+                    filter(None, (found.get(one.episode_id), f"{one.check}: {one.message}"))
+                )
+        return found
+
     @property
     def wholes(self) -> list[dict[str, Any]]:
         """The rows of `datasets` that speak of a whole data set."""

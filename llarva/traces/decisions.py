@@ -55,7 +55,7 @@ def read_decisions(folder: str | Path) -> dict[str, Decision]:
     """Decisions on the episodes of a store, by id; empty before the first. `DecisionError` names the line."""
     path, found = Path(folder) / DECISIONS, dict[str, Decision]()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold other line breaks
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
