@@ -46,7 +46,7 @@ RANKS = {
             ("plots", "metrics"),
             ("runs",),
             ("widgets",),
-            ("quickstart",),
+            ("quickstart", "ablations"),
             ("quickstart_report",),
         ]
     )

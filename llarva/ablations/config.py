@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .variants import LLAVA, VARIANTS, AblationError, Variant, make_variant
+from .variants import VARIANTS, AblationError, Variant, make_variant
 from ..baselines.checkpoints import NetworkSize, make_size
 from ..models.tiny import TinySize
 from ..robots import get_control_mode
@@ -47,10 +47,10 @@ class StudyConfig:
     pretrain_demonstrations: int = 150
     pretrain_stores: tuple[str, ...] = ()
     pretrain_control_modes: Mapping[str, float] = field(default_factory=lambda: {"joint_velocity": 1.0})
-    pretrain_steps: int = 400
+    pretrain_steps: int = 350
     frames_per_episode: int = 16
     trace_points: int = 8
-    steps: int = 400
+    steps: int = 350
     batch_size: int = 64
     points_only_steps: int = 60
     learning_rate: float = 1.2e-3
