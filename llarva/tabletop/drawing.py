@@ -32,13 +32,14 @@ class Drawing:
             raise RenderError(MISSING_GL)
         if self.opened is None:
             try:
-                self.opened = mujoco.gl_context.GLContext(size, size)
-                self.opened.make_current()
+                opened = mujoco.gl_context.GLContext(size, size)
+                opened.make_current()
                 self.context = mujoco.MjrContext(self.model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
                 self.scene = mujoco.MjvScene(self.model, maxgeom=2 * (self.model.ngeom + self.model.nsite) + 100)
             except (mujoco.FatalError, ImportError, OSError, RuntimeError, AttributeError, TypeError) as error:
                 hint = "Unset MUJOCO_GL to let it be chosen, or set it to egl or osmesa."
                 raise RenderError(f"MuJoCo cannot draw with MUJOCO_GL={BACKEND!r}: {error}. {hint}") from error
+            self.opened = opened
             # registered after mujoco's own hook, hence run before it: contexts cannot be freed later
             atexit.register(self.close)
         self.opened.make_current()
