@@ -158,7 +158,7 @@ def episodes_of(
 ) -> list[Episode]:
     """Return the unbroken stretches of a group as episodes; `Unreadable` gives the reason where that fails.
 
-    `gripper`: None when nobody knows, and the opening is then 1 throughout; RLBench's own is known and used anyway.
+    `gripper`: None when nobody knows, and the opening is then 0 throughout; RLBench's own is known and used anyway.
     `images`: folder of the pictures; without it steps have none. `rate`: steps per second; without it timestamps count
     frames. Actions keep the data set's own numbers, RLBench's excepted, which are joint velocities (rad/s).
     """
@@ -179,7 +179,7 @@ def episodes_of(
             instructions=tuple(dict.fromkeys(row.conversation.instruction for row in rows)),
             task=group.episode.split("/")[0] if rlbench and "/" in group.episode else "",
             variation=0,
-            seed=0,
+            seed=-1,
             success=None,
             steps=_steps(rows, RLBENCH_GRIPPER if rlbench else gripper, images, rate or 1.0),
         )
@@ -200,7 +200,7 @@ def _steps(
             raise Unreadable("a prompt without previous steps gives no state")
         step = Step(
             state=row.conversation.states[-1],
-            gripper_open=1.0 if gripper is None else gripper.opening(before[i]),
+            gripper_open=0.0 if gripper is None else gripper.opening(before[i]),
             image=None if images is None else read_image(Path(images), row.image)[0],
             action=actions[i] if i + 1 < len(rows) else None,
             timestamp=(row.place.frame if row.place else i) / rate,
