@@ -53,17 +53,17 @@ class ParquetSeries:
 
 # %% ../../nbs/04f1_sources.lerobot_output.ipynb #5f256429
 class FilmSeries:
-    """H.264 videos named by a template, each up to `megabytes`; `size` (height, width) must be even."""
+    """H.264 videos named by a template, each of about `pixels` (a file begun takes the whole episode)."""
 
-    def __init__(self, root: Path, template: str, megabytes: float, *, camera: str, fps: float) -> None:
-        self.root, self.template, self.megabytes, self.camera, self.fps = root, template, megabytes, camera, fps
+    def __init__(self, root: Path, template: str, pixels: float, *, camera: str, fps: float) -> None:
+        self.root, self.template, self.pixels, self.camera, self.fps = root, template, pixels, camera, fps
         self._count, self._frames = 0, 0
         self._path = Path()
         self._pipe: Any = None
 
     def add(self, images: Iterable[bytes], size: tuple[int, int]) -> dict[str, float]:
-        """Append an episode's pictures; returns its file and its time in it, as the index of episodes names them."""
-        if self._path.is_file() and self._path.stat().st_size >= self.megabytes * _MB:
+        """Append pictures of `size` (height, width; even); returns file and times as the index of episodes has them."""
+        if self._frames * size[0] * size[1] >= self.pixels:
             self.close()
         if self._pipe is None:
             self._begin(size)

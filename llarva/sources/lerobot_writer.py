@@ -40,6 +40,7 @@ _NUMBERED: Final = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA, _INDEX = f"data/{_NUMBERED}.parquet", f"meta/episodes/{_NUMBERED}.parquet"
 _VIDEO: Final = f"videos/{{video_key}}/{_NUMBERED}.mp4"
 _DATA_MB, _VIDEO_MB = 100, 200  # LeRobot's own
+_FILM_PIXELS: Final = 2e9  # about as much
 _EVERY_FRAME: Final = {"timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64"}
 _EVERY_FRAME["task_index"] = "int64"
 
@@ -126,7 +127,7 @@ class LerobotWriter:
         self._rows: list[dict[str, Any]] = []
         self._data = ParquetSeries(self.root, _DATA, _DATA_MB)
         self._index = ParquetSeries(self.root, _INDEX, _DATA_MB)
-        self._films = FilmSeries(self.root, _VIDEO, _VIDEO_MB, camera=self.camera, fps=fps)
+        self._films = FilmSeries(self.root, _VIDEO, _FILM_PIXELS, camera=self.camera, fps=fps)
 
     def write(self, episode: Episode, trace: Trace | None = None) -> None:
         """Append an episode and its trace, one point per step; SourceError where it does not fit the first one."""
