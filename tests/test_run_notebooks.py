@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llarva.metrics import read_metrics
+from llarva.metrics import RunError, read_metrics
 from llarva.runs import run_notebook
 
 SMALL = {"steps": 2, "batch_size": 4, "width": 32, "vision_layers": 1, "text_layers": 1}
@@ -31,6 +31,20 @@ def test_stage_is_recorded(chain: Path, stage: str) -> None:
     assert saved["finished"] and saved["run"] == stage and saved["metrics"]
     assert saved["provenance"]["packages"]["mujoco"] and saved["wall_seconds"] > 0
     assert (chain / stage / f"{stage}.ipynb").exists()
+
+
+def test_demos_of_several_tasks(tmp_path: Path) -> None:
+    wanted = {"tasks": ["turn_tap", "open_drawer"], "episodes": 1, "episodes_of": {"turn_tap": 2}, "workers": 1}
+    run_notebook("demos", tmp_path, {**wanted, "frames_per_episode": 1, "frames_of": {"open_drawer": 3}})
+    metrics = read_metrics(tmp_path)["metrics"]
+    assert [(row["task"], row["episodes"], row["frames"]) for row in metrics["table"]] == [
+        ("turn_tap", 2, 2),
+        ("open_drawer", 1, 3),
+    ]
+    assert metrics["stores"] == [str(tmp_path / name / "episodes") for name in ("turn_tap", "open_drawer")]
+    assert metrics["episodes_per_second"] > 0 and metrics["failed_attempts"] >= 0
+    with pytest.raises(RunError, match="frames_of"):
+        run_notebook("demos", tmp_path, {**wanted, "frames_per_episode": 1})
 
 
 def test_train_continues_only_its_own_run(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
