@@ -1,4 +1,4 @@
-"""A small world for evaluations: a point goes to one of three patches, and somebody who sees and reads."""
+"""A small world for evaluations: a point goes to one of three patches; one who sees and reads, and one untrained."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,6 +6,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from llarva.decoding import untrained_checkpoint
+from llarva.instructions.format import InstructionFormat
+from llarva.instructions.numbers import BinNumbers, Range
+from llarva.models.checkpoints import Checkpoint
+from llarva.models.tiny import TinySize
 from llarva.robots import get_robot
 
 
@@ -81,3 +86,17 @@ class Seer:
         self.turns = getattr(self, "turns", {})
         self.turns[i] = self.turns.get(i, -1) + 1
         return self.turns[i]
+
+
+MODE = "end_effector_delta"
+FORMAT = InstructionFormat(
+    "llarva-workbench-v1",
+    BinNumbers(64, {"trace": Range((0.0,) * 2, (64.0,) * 2), f"state:{MODE}": Range((-1.0,) * 7, (1.0,) * 7),
+                    f"action:{MODE}": Range((-0.1,) * 7, (0.1,) * 7)}),
+    "panda", history=1, n=4, trace_points=4, image_size=(64, 64),
+)
+
+
+def make_checkpoint(seed: int = 0) -> Checkpoint:
+    size = TinySize(width=64, mlp_width=96, heads=4, vision_layers=1, text_layers=2, image_size=64)
+    return untrained_checkpoint(FORMAT, ["go to patch A"], seed, size)

@@ -10,30 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from patch_world import Patches
+from patch_world import FORMAT, MODE, Patches, make_checkpoint
 
-from llarva.decoding import untrained_checkpoint
 from llarva.evaluation import rollouts
 from llarva.evaluation.rollouts import evaluate
 from llarva.evaluation.rows import TIMINGS, EvaluationError, format_summary, part_path, read_rows
 from llarva.evaluation.scenes import EvaluationConfig, check_seeds, scenes_of
-from llarva.instructions.format import InstructionFormat
 from llarva.instructions.numbers import BinNumbers, Range
-from llarva.models.checkpoints import Checkpoint
-from llarva.models.tiny import TinySize
-
-MODE = "end_effector_delta"
-FORMAT = InstructionFormat(
-    "llarva-workbench-v1",
-    BinNumbers(64, {"trace": Range((0.0,) * 2, (64.0,) * 2), f"state:{MODE}": Range((-1.0,) * 7, (1.0,) * 7),
-                    f"action:{MODE}": Range((-0.1,) * 7, (0.1,) * 7)}),
-    "panda", history=1, n=4, trace_points=4, image_size=(64, 64),
-)
-
-
-def make_checkpoint(seed: int = 0) -> Checkpoint:
-    size = TinySize(width=64, mlp_width=96, heads=4, vision_layers=1, text_layers=2, image_size=64)
-    return untrained_checkpoint(FORMAT, ["go to patch A"], seed, size)
 
 
 def start(folder: Path, **changes: Any) -> Path:

@@ -16,11 +16,12 @@ from llarva.evaluation.rows import write_part as write
 def some_rows(outcomes: Sequence[bool], task: str = "t") -> list[dict[str, Any]]:
     return [{"env": "e", "task": task, "variation": 0, "seed": i, "success": ok, "steps": 5,
              "failure": None if ok else "time_limit", "decode_ms_p50": None, "decode_ms_p99": None, "clipped": 0,
-             "action_sha256": "", "trace_error_px": None, "instruction": "go", "nearest_object": None,
+             "action_sha256": "", "trace_error_px": None, "following_px": [1.5], "moved_px": [20.0],
+             "instruction": "go", "nearest_object": None,
              "reached_asked": None, "asked_variation": 0, "control": "none"} for i, ok in enumerate(outcomes)]
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 7))
 def test_rows_come_back_in_order(tmp_path_factory: pytest.TempPathFactory, outcomes: list[bool], size: int) -> None:
     folder, rows = tmp_path_factory.mktemp("rows"), some_rows(outcomes)

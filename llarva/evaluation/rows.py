@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import LlarvaError
-from .statistics import Interval, PairedTest, bootstrap_mean_over_tasks, mcnemar, wilson
+from .statistics import Interval, PairedTest, bootstrap_mean_over_tasks, clopper_pearson, mcnemar
 from ..suites import SUITES, suites_within
 
 # %% ../../nbs/12a_evaluation.rows.ipynb #26fc5317
@@ -98,7 +98,7 @@ class TaskSummary:
 
 
 def summarize(rows: Sequence[Row]) -> dict[str, TaskSummary]:
-    """Success with its Wilson interval and failures by cause, per task."""
+    """Success with its exact interval (Clopper–Pearson) and failures by cause, per task."""
     by_task: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_task[row["task"]].append(row)
@@ -109,7 +109,7 @@ def _summarize_task(task: str, rows: Sequence[Row]) -> TaskSummary:
     successes = sum(row["success"] for row in rows)
     failures = Counter(row["failure"] or "unknown" for row in rows if not row["success"])
     return TaskSummary(
-        task, successes, len(rows), wilson(successes, len(rows)), dict(failures.most_common()),
+        task, successes, len(rows), clopper_pearson(successes, len(rows)), dict(failures.most_common()),
         _median(rows, "steps"), _median(rows, "trace_error_px"), _median(rows, "decode_ms_p50"),
     )
 
