@@ -19,6 +19,7 @@ from ..episodes.records import Episode
 from ..episodes.store import EpisodeStore
 from ..evaluation.report import Section, gallery, paragraph, picture, table, tiles, write_report
 from .episodes import FRAME, INK, TIME_SCALE, kept_frames, open_image
+from ..traces.audit import CHECKS
 from ..traces.audit_findings import Finding, make_view
 from ..traces.audit_table import AuditTable, Traces
 from ..traces.decisions import read_decisions
@@ -112,8 +113,7 @@ def _overview(audit: AuditTable, store: EpisodeStore) -> Section:
     figures = {"episodes": total, "steps": sum(row["steps"] for row in audit.wholes), "with a finding": flagged,
                "accepted": decisions.count("accept"), "rejected": decisions.count("reject")}  # fmt: skip
     rows = [
-        (check, found, tried, total - tried if tried <= total else 0)
-        for check, (found, tried) in audit.counts().items()
+        (check, found, tried, total - tried if check in CHECKS else 0) for check, (found, tried) in audit.counts().items()
     ]
     head = ("check", "episodes with a finding", "checked", "could not be checked")
     pieces = (tiles({label: f"{value:,}".replace(",", " ") for label, value in figures.items()}), table(head, rows))
@@ -154,7 +154,7 @@ def _actions(audit: AuditTable) -> Section:
             numbers = (low, row["action_mean"][k], row["action_deviation"][k], row["action_max"][k])
             rows.append((row["dataset"], row["control_mode"], k, *(_number(value, 4) for value in numbers)))
     head = ("data set", "mode", "number", "least", "mean", "deviation", "greatest")
-    return Section("Actions", (table(head, rows),))
+    return Section("Actions", (table(head, rows),), wide=True)
 
 
 def _gallery(check: str, worst: Sequence[Finding], found: Mapping[str, Episode], traces: Traces | None) -> Section:
