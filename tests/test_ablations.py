@@ -17,10 +17,10 @@ from llarva.ablations.cells import Cell
 from llarva.ablations.config import StudyConfig
 from llarva.ablations.page import study_figure, study_markdown
 from llarva.ablations.statistics import difference, holm, outcomes_of, paired_test, stratified_auc, success
-from llarva.ablations.study import make_cells, run_study
+from llarva.ablations.study import collect, make_cells, run_study
 from llarva.ablations.table import StudyResults, compare_variants, follow_variant, read_results
 from llarva.ablations.variants import CLAIMS, LLAVA, REFERENCE, VARIANTS, AblationError, Variant, make_variant
-from llarva.evaluation.rows import TIMINGS, read_rows
+from llarva.evaluation.rows import TIMINGS
 from llarva.instructions.dataset import RowStore
 from llarva.metrics import read_metrics
 from llarva.models.checkpoints import load_checkpoint, read_card
@@ -125,16 +125,20 @@ def test_a_cell_knows_what_it_was(study: Path, tmp_path: Path, monkeypatch: pyte
 def test_results_are_gathered_from_whole_cells_only(study: Path, tmp_path: Path) -> None:
     with pytest.raises(AblationError, match="holds no results"):
         read_results(tmp_path)
-    assert len(read_rows(study / "cells" / "no_trace-0" / "rollouts" / "push_buttons")) == 2
+    shutil.copytree(study, tmp_path / "study")
+    config = configure(tmp_path / "study")
+    (config.folder("cells", "pretrained-0", "cell.json")).unlink()
+    with pytest.raises(AblationError, match="pretrained-0 is not finished"):
+        collect(config, make_cells(config))
 
 
 @pytest.mark.slow
 def test_all_variants_whatever_the_number_of_workers(tmp_path: Path) -> None:
-    everything = {"variants": tuple(VARIANTS), "seeds": (0, 1), "baseline_sizes": SMALL_NETWORKS}
+    everything = {"variants": tuple(VARIANTS), "baseline_sizes": SMALL_NETWORKS}
     one, two = (run_study(configure(tmp_path / str(n), workers=n, **everything)) for n in (1, 2))
     assert facts(read_results(one)) == facts(read_results(two))
     results = read_results(two)
-    assert len(results.rows) == len(VARIANTS) * 2 * 2 and len(compare_variants(results)) == 11
+    assert len(results.rows) == len(VARIANTS) * 2 and len(compare_variants(results)) == 11
     assert study_markdown(results).count("## ") == 4 and len(study_figure(results).data) == 1 + len(VARIANTS) + 11
 
 

@@ -88,12 +88,14 @@ RESULTS = ("rollouts.parquet", "cells.json", STUDY)
 
 def collect(config: StudyConfig, cells: Sequence[Cell]) -> Path:
     """Gather the rows of finished `cells` in the study's folder `results`, with what the study was."""
-    out, rows, records = config.folder("results"), [], []
+    out, rows, records, waiting = config.folder("results"), [], [], dict[str, float]()
     for cell in cells:
         record = cell.record()
         if record is None:
             raise AblationError(f"The cell {cell.folder()} is not finished; run the study again to go on.")
-        records.append(record | {"milliseconds": time_answers(cell)})
+        if cell.name not in waiting:
+            waiting[cell.name] = time_answers(cell)
+        records.append(record | {"milliseconds": waiting[cell.name]})
         for task in config.tasks:
             found = read_rows(cell.folder("rollouts", task))
             rows += [{"variant": cell.name, "train_seed": cell.seed, **row} for row in found]
