@@ -42,7 +42,7 @@ def install(folder: Path, fork: str = "stock", tasks: Sequence[str] = RLBENCH_18
     server.chmod(0o755)
     return {
         "COPPELIASIM_ROOT": str(folder / "CoppeliaSim"), "STANDIN_FORK": fork, "STANDIN_FAULTS": str(folder / "faults"),
-        "PYTHONPATH": os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": str(site),
         "PATH": os.pathsep.join([str(folder / "bin"), os.environ["PATH"]]), "DISPLAY": "", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
 

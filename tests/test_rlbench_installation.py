@@ -102,7 +102,8 @@ def rewrite(path: Path, state: Any) -> None:
 def test_damaged_states_are_refused(tmp_path: Path, env: RlbenchEnv) -> None:
     folder = write_episode(live_demo(env, 3), tmp_path)
     words = np.zeros(624, np.uint32)
-    for state in (None, ("PCG64", words, 1, 0, 0.0), ("MT19937", np.zeros(3), 1, 0, 0.0), ("MT19937", words, 625, 0, 0.0)):
+    short = np.zeros(3, np.uint32)
+    for state in (None, ("PCG64", words, 1, 0, 0.0), ("MT19937", short, 1, 0, 0.0), ("MT19937", words, 625, 0, 0.0)):
         rewrite(folder / "low_dim_obs.pkl", state)
         with pytest.raises(SourceError, match="random_seed"):
             env.reset(seed=0, options={"demo": folder})

@@ -104,6 +104,7 @@ class Simulator:
     def __init__(self, config: SimulatorConfig) -> None:
         python = config.python or os.environ.get("LLARVA_RLBENCH_PYTHON") or sys.executable
         environment = worker_environment(coppeliasim_root())
+        self.config = config
         self.connection, theirs = socket.socketpair()
         ending, self.lifeline = os.pipe()
         self.log = tempfile.TemporaryFile()

@@ -45,9 +45,10 @@ def fork_name() -> str:
 
 
 def version_of(package: str) -> str:
-    """The installed version, or "version unknown"."""
+    """The version that a package says it is, or "version unknown"."""
+    said = getattr(importlib.import_module(package), "__version__", None)
     try:
-        return importlib.metadata.version(package)
+        return str(said or importlib.metadata.version(package))
     except importlib.metadata.PackageNotFoundError:
         return "version unknown"
 

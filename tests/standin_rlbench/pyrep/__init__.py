@@ -4,6 +4,8 @@ import os
 
 from pyrep.errors import PyRepError
 
+__version__ = "4.1.0.3"
+
 if os.environ.get("COPPELIASIM_ROOT", "") not in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
     raise ImportError("libcoppeliaSim.so.1: cannot open shared object file: No such file or directory")
 
