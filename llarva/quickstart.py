@@ -54,7 +54,7 @@ class QuickstartConfig:
 
     base: str
     out_dir: str
-    look_tasks: tuple[str, ...] = ("push_buttons", "open_drawer", "meat_off_grill", "close_jar", "turn_tap")
+    look_tasks: tuple[str, ...] = ("push_buttons", "meat_off_grill", "put_groceries_in_cupboard", "open_drawer")
     look_episodes: int = 3
     task: str = "push_buttons"
     variations: tuple[int, ...] | None = (50, 51, 52, 53)

@@ -122,7 +122,7 @@ SETS["flat_seven"] = RldsSet(
         gripper="{field: steps/observation/state, take: [7], gripper: {closed: 1, open: -1}}",
         more="  success: steps/reward\n",
     ),
-    lambda rng, index: {"file_path": f"/home/someone/episode_{index}.npy"},
+    lambda rng, index: {"file_path": f"/data/someone/episode_{index}.npy"},
 )
 
 # Nested xyz, rotation, gripper push, base, one-hot termination; words in the observation: fractal, kuka, roboturk.

@@ -104,7 +104,8 @@ def test_a_new_name_starts_as_the_names_it_resembles(tmp_path: Path) -> None:
     alike = before[[tokenizer.convert_tokens_to_ids(name) for name in names[:2]]].mean(dim=0)
     pieces = before[tokenizer.encode("tap", add_special_tokens=False)].mean(dim=0)
     new = add_names(model, tokenizer, ["red button", "pink button", "tap"])
-    assert new == [len(before), len(before) + 1] and tokenizer.encode("pink button", add_special_tokens=False) == new[:1]
+    assert new == [len(before), len(before) + 1]
+    assert tokenizer.encode("pink button", add_special_tokens=False) == new[:1]
     after = model.get_input_embeddings().weight.detach()
     assert torch.allclose(after[new[0]], alike) and torch.allclose(after[new[1]], pieces)
     assert torch.equal(after[: len(before)], before) and add_names(model, tokenizer, names) == []

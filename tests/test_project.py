@@ -32,10 +32,12 @@ RANKS = {
         [
             ("errors", "suites"),
             ("robots", "kinematics"),
+            ("card_fields",),
             ("cards",),
             ("cameras",),
             ("episodes",),
             ("sources", "traces", "tabletop"),
+            ("rlbench",),
             ("instructions",),
             ("models",),
             ("training", "text_runners"),

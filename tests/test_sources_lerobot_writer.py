@@ -229,8 +229,10 @@ def test_statistics_are_those_of_lerobot(tmp_path):
         state = np.array([[*step.state, step.gripper_open] for step in episode.steps], np.float32)
         features = {"observation.state": {"dtype": "float32"}, CAMERA: {"dtype": "image"}}
         parts.append(stats.compute_episode_stats({"observation.state": state, CAMERA: paths}, features))
+    # before 0.6, lerobot squares pictures as bytes, which overflow
+    old = importlib.util.find_spec("lerobot.datasets.language") is None
     for name, theirs in stats.aggregate_stats(parts).items():
-        for key in ("min", "max", "mean", "std", "count"):
+        for key in ("min", "max", "mean", "count") + (() if old and name == CAMERA else ("std",)):
             np.testing.assert_allclose(ours[name][key], theirs[key], rtol=1e-4, atol=1e-5, err_msg=f"{name} {key}")
         for key in ("q01", "q50", "q99"):
             np.testing.assert_allclose(ours[name][key], theirs[key], atol=0.35, err_msg=f"{name} {key}")

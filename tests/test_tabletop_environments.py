@@ -49,7 +49,7 @@ def test_resets_follow_their_options() -> None:
     env.close()
 
 
-WRONG_OPTIONS = [{"variation": 50}, {"variation": -1}, {"variations": 1}, {"arm_noise": float("nan")}]
+WRONG_OPTIONS = [{"variation": 54}, {"variation": -1}, {"variations": 1}, {"arm_noise": float("nan")}]
 
 
 @pytest.mark.parametrize("options", WRONG_OPTIONS)

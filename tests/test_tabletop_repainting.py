@@ -63,9 +63,9 @@ def test_paint_is_exchanged_geom_by_geom(task: str) -> None:
 
 def near(sim: Simulation, geoms: Iterable[int]) -> np.ndarray:
     """Which pixels [128, 128] show one of the geoms, or touch one that does: edges are smoothed."""
-    renderer = sim.renderer(128, True)
-    renderer.update_scene(sim.data, "front")
-    mask = np.pad(np.isin(renderer.render()[..., 0], list(geoms)), 1)
+    labels = np.zeros(sim.model.ngeom, dtype=np.uint8)
+    labels[list(geoms)] = 1
+    mask = np.pad(sim.drawing.mask(sim.data, 128, labels) > 0, 1)
     return np.any([mask[1 + dy : 129 + dy, 1 + dx : 129 + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)], axis=0)
 
 

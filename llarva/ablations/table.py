@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['EARLY_STEPS', 'StudyResults', 'read_results', 'VariantSummary', 'summarize_variant', 'Comparison', 'compare_variants',
-           'Following', 'follow_variant']
+           'comparison_rows', 'Following', 'follow_variant']
 
 # %% ../../nbs/14b6_ablations.table.ipynb #a3189679
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -116,6 +117,11 @@ def compare_variants(results: StudyResults) -> list[Comparison]:
         Comparison(key, one, other, difference(known[one], known[other]), test, p)
         for (key, one, other), test, p in zip(pairs, tests, adjusted, strict=True)
     ]
+
+
+def comparison_rows(results: StudyResults) -> list[dict[str, Any]]:
+    """`compare_variants` as plain data."""
+    return [dataclasses.asdict(comparison) for comparison in compare_variants(results)]
 
 # %% ../../nbs/14b6_ablations.table.ipynb #861dc4dc
 EARLY_STEPS = 20
