@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,9 +86,16 @@ def _fits(value: Any, default: Any) -> bool:
     return isinstance(value, type(default))
 
 
+def _number(value: Any, kind: str) -> Any:
+    # YAML takes 1e-3 for a text.
+    wanted = "float" in kind and isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if wanted else value
+
+
 def check_parameters(declared: Sequence[Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return every declared parameter with its given value or default; raise `RunError` on what does not fit."""
     known = {parameter.name: parameter for parameter in declared}
+    given = {name: _number(value, known[name].kind) if name in known else value for name, value in given.items()}
     for name, value in given.items():
         if name not in known:
             raise RunError(unknown_choice("parameter", name, known))

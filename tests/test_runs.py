@@ -208,3 +208,12 @@ values = st.one_of(st.integers(-999, 999), st.floats(-10, 10), st.text("ab é", 
 def test_tables_are_rectangular(rows: list[dict[str, Any]]) -> None:
     lines = format_table(rows).split("\n")
     assert len(lines) == (len(rows) + 2 if rows else 1)
+
+
+def test_numbers_may_be_written_with_an_exponent() -> None:
+    declared = [Parameter("rate", "float", 0.1, ""), Parameter("other", "float | None", None, "")]
+    declared.append(Parameter("name", "str", "x", ""))
+    given = {"rate": "1e-3", "other": "-2.5E4", "name": "1e-3"}
+    assert check_parameters(declared, given) == {"rate": 0.001, "other": -25000.0, "name": "1e-3"}
+    with pytest.raises(RunError, match="expected float"):
+        check_parameters(declared, {"rate": "1e-3x"})
