@@ -60,9 +60,9 @@ class QuickstartConfig:
     variations: tuple[int, ...] | None = (50, 51, 52, 53)
     demonstrations: int = 80
     frames_per_episode: int | None = 20
-    steps: int = 160
+    steps: int = 220
     batch_size: int = 64
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     lora_rank: int = 16
     episodes: int = 20
     control_mode: str = "end_effector_delta"
