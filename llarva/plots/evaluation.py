@@ -51,7 +51,8 @@ def success_figure(results: Sequence[Result], means: Sequence[Result] = (), titl
         )  # fmt: skip
     if means:
         figure.add_hline(y=len({one.task for one in results}) - 0.5, line={"color": "#888888", "width": 1})
-    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, autorange="reversed", showgrid=False)
+    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, showgrid=False, zeroline=False,
+                        range=[len(names) - 0.4, -0.6])
     figure.update_xaxes(title="success, %", range=[-2, 102])
     figure.update_layout(
         template="plotly_white", title=title, height=130 + (22 + 9 * len(controls)) * len(names),
