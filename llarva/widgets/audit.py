@@ -132,7 +132,7 @@ class AuditBrowser(W.VBox):
         )
         self.add_class("llarva-audit")
         found = [check for check, (count, _) in audit.counts().items() if count]
-        self._set("check", [("all checks", None), *((check.replace("_", " "), check) for check in found)])
+        self._set("check", [("all checks", ""), *((check.replace("_", " "), check) for check in found)])
         for name, action in (("check", self.refresh), ("decided", self.refresh), ("episode", self._open),
                              ("finding", self._go_to_finding), ("slider", self._show_step)):  # fmt: skip
             c[name].observe(lambda _, action=action: None if self._quiet else action(), "value")
@@ -158,7 +158,7 @@ class AuditBrowser(W.VBox):
     def refresh(self) -> None:
         """List again what is left to review and show the worst of it."""
         c = self.controls
-        self.entries = review_list(self.audit, self.store, c["check"].value, c["decided"].value, self.most)
+        self.entries = review_list(self.audit, self.store, c["check"].value or None, c["decided"].value, self.most)
         labels = [f"{max(one.severity for one in found):.2f}  {name}" for name, found in self.entries]
         self._set("episode", [(label, place) for place, label in enumerate(labels)])
         self._open()
