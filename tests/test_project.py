@@ -43,7 +43,7 @@ RANKS = {
             ("training", "text_runners"),
             ("decoding",),
             ("policy",),
-            ("baselines",),
+            ("baselines", "takeovers"),
             ("evaluation",),
             ("plots", "metrics"),
             ("runs",),

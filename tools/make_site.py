@@ -26,7 +26,7 @@ PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widg
 # Rooms in the order in which data flows through them.
 ROOMS = [
     *("errors", "robots", "kinematics", "cards", "cameras", "episodes", "sources", "traces", "instructions", "models"),
-    *("training", "decoding", "text_runners", "policy", "tabletop", "evaluation"),
+    *("training", "decoding", "text_runners", "policy", "tabletop", "takeovers", "evaluation"),
     *("plots", "widgets", "metrics", "runs", "quickstart", "quickstart_report"),
 ]
 FOLDERS = {
