@@ -113,8 +113,8 @@ def test_other_colours_can_be_told_apart() -> None:
 
 
 def test_colours_that_do_not_exist() -> None:
-    with pytest.raises(LlarvaError, match="pink"):
-        other_colours(np.random.default_rng(0), ["red", "pink"], 2)
+    with pytest.raises(LlarvaError, match="teal-ish"):
+        other_colours(np.random.default_rng(0), ["red", "teal-ish"], 2)
     with pytest.raises(LlarvaError, match="not 30"):
         other_colours(np.random.default_rng(0), ["red"], 30)
 
