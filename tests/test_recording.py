@@ -85,12 +85,12 @@ def test_finished_blocks_of_any_size_are_used(
     chosen, recorded = config(out=tmp_path), []
     monkeypatch.setattr(recording, "BLOCK", 1)
 
-    def failing(block: Block) -> tuple[Block, int, float]:
+    def failing(block: Block, make: recording.MakeEpisodes) -> tuple[Block, int, float]:
         if block.start == 1 and len(recorded) < 9:
             recorded.extend([9] * 9)
             raise DemoError("an expert that is ill")
         recorded.append(block.start)
-        return whole(block)
+        return whole(block, make)
 
     whole = recording.record_block
     whole(Block(chosen, 2, 4))
