@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from llarva.episodes.store import EpisodeStore
-from llarva.instructions.dataset import build_rows, fit_numbers
+from llarva.instructions.dataset import RowStore, build_rows, fit_numbers
 from llarva.instructions.format import InstructionFormat
 from llarva.instructions.rows import BuildConfig
 from llarva.models.adapters import LoraSettings, add_lora
@@ -32,6 +33,8 @@ from llarva.training.batches import (
     RowSampler,
     Sampling,
     TrainingError,
+    count_rows,
+    dataset_shares,
     number_kinds,
     open_rows,
     read_format,
@@ -201,6 +204,60 @@ def test_missing_rows_and_tasks(rows: Path, tmp_path: Path) -> None:
         open_rows([tmp_path / "nothing"], tmp_path)
     with pytest.raises(TrainingError, match="push_buttons"):
         RowSampler(["push_buttons"], [0], Sampling(task_weights={"push_button": 1.0}), seed=0)
+
+
+def draws(sampling: Sampling, **stores: int) -> np.ndarray:
+    """Fifty steps over three tasks in two row stores, `x` and `y`, that both know tasks a and b."""
+    made = np.random.default_rng(3)
+    tasks = [["b", "a", "c"][k] for k in made.integers(3, size=500)]
+    tasks[200:] = [task.replace("c", "a") for task in tasks[200:]]
+    frames = made.integers(6, size=500).tolist()
+    sampler = RowSampler(tasks, frames, sampling, 5, stores or None)
+    return np.concatenate([sampler.draw(step) for step in range(50)])
+
+
+def test_draws_of_old_trainings_stay_what_they_were() -> None:
+    for sampling, wanted in [
+        (Sampling(64), "0df1e0439b64ae50"),
+        (Sampling(32, 0.5, 1, {"a": 3, "c": 1}), "98fe9389448f98fb"),
+    ]:
+        assert hashlib.sha256(draws(sampling).astype(np.int64).tobytes()).hexdigest()[:16] == wanted
+    assert TrainConfig(rows=("rows",), out_dir="out", steps=1000).identity() == "e466eb0b47874e05"
+
+
+def test_dataset_weights_are_shares_of_the_batch() -> None:
+    mixed = draws(Sampling(200, dataset_weights={"x": 1, "y": 3}), x=200, y=300)
+    assert np.mean(mixed < 200) == pytest.approx(0.25, abs=0.02)
+    within = draws(Sampling(200, dataset_weights={"x": 1, "y": 3}, task_weights={"c": 1, "a": 1}), x=200, y=300)
+    assert np.mean(within < 200) == pytest.approx(0.25, abs=0.02)  # tasks share within their own data set only
+    assert set(draws(Sampling(50, dataset_weights={"x": 0, "y": 2}), x=200, y=300) < 200) == {False}
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"x": 1, "z": 1}, "x, y"),
+        ({"x": 1}, "nothing about .'y'."),
+        ({"x": 0, "y": 0}, "nothing to draw"),
+        ({"x": -1, "y": 2}, "at least 0"),
+        ({"x": float("nan"), "y": 2}, "at least 0"),
+    ],
+)
+def test_bad_dataset_weights(weights: dict[str, float], words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        draws(Sampling(8, dataset_weights=weights), x=200, y=300)
+
+
+def test_dataset_weights_need_to_know_the_stores(rows: Path) -> None:
+    with pytest.raises(TrainingError, match="row counts"):
+        draws(Sampling(8, dataset_weights={"x": 1}))
+    with pytest.raises(TrainingError, match="whole folders"):
+        dataset_shares({"rows": 1.0}, ["a/rows", "b/rows"])
+    with pytest.raises(TrainingError, match="nothing to draw of"):
+        draws(Sampling(8, dataset_weights={"x": 1, "y": 1}, task_weights={"c": 1}), x=200, y=300)
+    with pytest.raises(TrainingError, match="given twice"):
+        count_rows([rows, rows])
+    assert count_rows([rows]) == {str(rows): len(RowStore(rows))}
 
 
 def test_lora_needs_a_base(rows: Path, tmp_path: Path) -> None:

@@ -70,7 +70,11 @@ class TrainConfig:
     def identity(self) -> str:
         """A hash of what determines the result (not of how often to log, nor of where to write)."""
         free = {"out_dir", "save_every", "log_every", "threads", "loaders"}
-        return fingerprint({k: v for k, v in dataclasses.asdict(self).items() if k not in free})
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
+        if values["sampling"]["dataset_weights"] is None:
+            # trainings that began before there were such weights keep their identity
+            del values["sampling"]["dataset_weights"]
+        return fingerprint(values)
 
 # %% ../../nbs/08b2_training.config.ipynb #cba11b46
 @dataclass(frozen=True)

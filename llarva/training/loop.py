@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .batches import Batch, BatchMaker, RowSampler, TrainingError, open_rows
+from .batches import Batch, BatchMaker, RowSampler, TrainingError, count_rows, open_rows
 from .config import TrainConfig, TrainingLog, TrainResult
+from .kept_rows import keep_rows
 from .module import TrainingModule, object_names, save_result, start_model
 from .optimizers import make_optimizers, schedule, set_learning_rates
 from .state import load_state, newest_state, save_state
@@ -108,7 +109,7 @@ def run_training(config: TrainConfig) -> TrainResult:
     done = load_state(newest, module, optimizers, identity) if newest else 0
     if accelerator.is_main_process:
         log.resume(done)
-    sampler = RowSampler(rows["task"], rows["step"], config.sampling, config.seed)
+    sampler = RowSampler(rows["task"], rows["step"], config.sampling, config.seed, count_rows(config.rows))
     wrapped, *prepared = accelerator.prepare(module, *optimizers)
     started = time.perf_counter()
     bar = tqdm(range(done, config.steps), initial=done, total=config.steps, disable=not accelerator.is_main_process)
@@ -125,6 +126,7 @@ def run_training(config: TrainConfig) -> TrainResult:
     checkpoint = out / "checkpoint"
     if accelerator.is_main_process:
         save_result(config, module, processor, format, checkpoint)
+        keep_rows(checkpoint, rows)
     accelerator.wait_for_everyone()
     speed = (config.steps - done) * config.sampling.batch_size / max(seconds, 1e-9)
     return TrainResult(checkpoint, tuple(log.rows), config.steps, seconds, speed)
