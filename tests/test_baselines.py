@@ -24,7 +24,8 @@ from llarva.baselines.training import BaselineConfig, start_baseline, train_base
 from llarva.baselines.words import BaselineError
 from llarva.decoding import untrained_checkpoint
 from llarva.episodes.store import EpisodeStore
-from llarva.evaluation.rollouts import evaluate, fingerprint, load_either, make_policy
+from llarva.evaluation.players import fingerprint, load_either, make_policy
+from llarva.evaluation.rollouts import evaluate
 from llarva.evaluation.rows import EvaluationError, read_rows
 from llarva.evaluation.scenes import EvaluationConfig
 from llarva.instructions.dataset import build_rows, fit_numbers

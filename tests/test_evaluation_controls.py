@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from patch_world import Patches, Seer
 
-from llarva.evaluation.rollouts import rollout, row_of
+from llarva.evaluation.batches import rollout, row_of
 from llarva.evaluation.rows import EvaluationError, compare
 from llarva.evaluation.scenes import (
     CONTROLS,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llarva.evaluation.following import follow
-from llarva.evaluation.rollouts import followed
+from llarva.evaluation.batches import followed
 
 LINES = arrays(np.float64, st.tuples(st.integers(2, 9), st.just(2)), elements=st.floats(0, 128, width=32))
 

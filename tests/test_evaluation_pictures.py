@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llarva.evaluation.rollouts import trace_error
+from llarva.evaluation.following import trace_error
 from llarva.evaluation.video import Frame, VideoError, draw_trace, gif_bytes, mp4_bytes, strip, write_film
 
 

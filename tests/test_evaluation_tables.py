@@ -89,7 +89,7 @@ def test_controls_lie_apart_and_none_is_repeated(tmp_path: Path, monkeypatch: py
         assert {row["control"] for row in rows} == {control}
         assert (control_folder(tmp_path, control) / "rows").is_dir()
     assert {path.name for path in tmp_path.iterdir()} == {"rollouts", "controls"}
-    monkeypatch.setattr(rollouts, "rollout", None)
+    monkeypatch.setattr(rollouts, "playing", None)
     assert start(tmp_path, ["none", *CONTROLS[1:]]) == both
 
 

@@ -71,7 +71,7 @@ def test_stored_scenes_are_put_back_in_their_order(tmp_path: Path, monkeypatch: 
 
 
 def test_a_lacking_task_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollouts, "rollout", None)
+    monkeypatch.setattr(rollouts, "playing", None)
     with installed(tmp_path / "home", "stock"), pytest.raises(RlbenchError, match="'sweep_to_dustpan'"):
         start(tmp_path / "out", tasks=("rlbench-18",))
     assert not (tmp_path / "out" / "rows").exists()

@@ -10,7 +10,7 @@ import pytest
 import llarva.tabletop.env  # noqa: F401  (registers the tasks)
 from llarva.cameras import project
 from llarva.errors import LlarvaError
-from llarva.evaluation.rollouts import rollout, row_of
+from llarva.evaluation.batches import rollout, row_of
 from llarva.evaluation.scenes import Scene, begin, like_things
 from llarva.suites import RLBENCH_COLOURED
 from llarva.tabletop.gl import BACKEND

@@ -19,7 +19,8 @@ from .variants import LLAVA, AblationError, Variant, make_variant
 from ..baselines.checkpoints import BASELINE_CARD
 from ..baselines.training import BaselineConfig, train_baseline
 from ..episodes.shards import write_atomically
-from ..evaluation.rollouts import Loaded, evaluate, load_either
+from ..evaluation.players import Loaded, load_either
+from ..evaluation.rollouts import evaluate
 from ..evaluation.scenes import EvaluationConfig
 from ..models.checkpoints import CARD
 from ..training.batches import Sampling

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .rollouts import Loaded, MakeEnvironment, evaluate, load_either, make_environment
+from .players import Loaded, MakeEnvironment, load_either, make_environment
+from .rollouts import evaluate
 from .rows import EvaluationError, Row, compare, mean_success, read_rows
 from .scenes import EvaluationConfig, tasks_for
 from .statistics import Interval, PairedTest, clopper_pearson

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOW', 'LATER', 'WHITE', 'FILM_FORMATS', 'VideoError', 'along', 'draw_trace', 'Frame', 'gif_bytes', 'mp4_bytes',
-           'check_film_format', 'write_film', 'strip', 'png_bytes']
+           'check_film_format', 'film_bytes', 'write_film', 'strip', 'png_bytes']
 
 # %% ../../nbs/12b_evaluation.video.ipynb #87b7d00c
 import io
@@ -105,15 +105,20 @@ def check_film_format(name: str) -> str:
     return name
 
 
-def write_film(path: Path, frames: Sequence[Frame], every: int = 2, scale: int = 2) -> Path:
-    """Write every `every`-th of `frames` (and the last) at real speed for 20 Hz frames; the suffix names the format."""
+def film_bytes(frames: Sequence[Frame], film_format: str, every: int = 2, scale: int = 2) -> bytes:
+    """Every `every`-th of `frames` (and the last) as a film, at real speed for 20 Hz frames."""
     if not frames:
         raise VideoError("A film needs at least one frame.")
-    encode = FILM_FORMATS[check_film_format(path.suffix.removeprefix("."))]
+    encode = FILM_FORMATS[check_film_format(film_format)]
     kept = [*frames[:-1:every], frames[-1]]
-    pictures = [draw_trace(frame.image, frame.trace, scale=scale) for frame in kept]
+    return encode([draw_trace(frame.image, frame.trace, scale=scale) for frame in kept], frames_per_second=20 / every)
+
+
+def write_film(path: Path, frames: Sequence[Frame], every: int = 2, scale: int = 2) -> Path:
+    """Write the `film_bytes` of some frames; the suffix names the format."""
+    film = film_bytes(frames, path.suffix.removeprefix("."), every, scale)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode(pictures, frames_per_second=20 / every))
+    path.write_bytes(film)
     return path
 
 # %% ../../nbs/12b_evaluation.video.ipynb #6d83421d
