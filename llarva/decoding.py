@@ -24,10 +24,14 @@ from torch import Tensor
 from .errors import LlarvaError
 from .instructions.format import InstructionFormat
 from .instructions.grammar import TokenGrammar, compile_grammar
+from .models.backbones import text_model
 from .models.checkpoints import Checkpoint
 from llarva.models.text import (
     IMAGE,
+    PROMPT,
+    PromptReader,
     encode_prompt,
+    image_inputs,
     make_processor,
     make_tokenizer,
     pixel_values,
@@ -70,8 +74,8 @@ def image_features(model: Any, processor: Any, images: np.ndarray) -> Tensor:
     places: dict[bytes, int] = {}
     index = [places.setdefault(hashlib.blake2b(image.tobytes()).digest(), len(places)) for image in images]
     distinct = np.stack([images[index.index(place)] for place in range(len(places))])
-    pixels = pixel_values(distinct, processor).to(model.device, model.dtype)
-    features = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+    pixels = image_inputs(pixel_values(distinct, processor).to(model.device, model.dtype))
+    features = model.get_image_features(**pixels, return_dict=True).pooler_output
     stacked = features if isinstance(features, Tensor) else torch.stack(list(features))
     return stacked if len(places) == len(images) else stacked[index]
 
@@ -153,15 +157,23 @@ class Decoder:
     ) -> None:
         self.model: Any = plain_model(checkpoint.model)
         self.processor, self.max_tokens = checkpoint.processor, max_tokens
+        reader = self.processor if isinstance(self.processor, PromptReader) else None
         self.format = answer_format(checkpoint.format, steps)
-        self.vocabulary = vocabulary_texts(self.processor.tokenizer)
+        self.vocabulary = reader.vocabulary_texts() if reader else vocabulary_texts(self.processor.tokenizer)
         special = special_ids(self.processor)
         if special.image != self.model.config.image_token_id:
             marks = f"{special.image} and {self.model.config.image_token_id}"
             raise DecodingError(f"Processor and model mark an image by different tokens, {marks}; they do not fit.")
-        self.grammar = compile_grammar(self.format.grammar(control_mode, with_trace), self.vocabulary, special.eos)
-        self.runner: TextRunner = make_runner(self.model.model.language_model, self.model.lm_head, runner)
-        penalties, self._row = penalty_rows(self.grammar, self.model.lm_head.weight.shape[0])
+        self.lead = reader.lead if reader else ""
+        legal = self.format.grammar(control_mode, with_trace).after(self.lead)
+        self.grammar = compile_grammar(legal, self.vocabulary, special.eos)
+        head = self.model.get_output_embeddings()
+        # Where the text model wants to know more than embeddings, the library's own generation decodes.
+        self.runner: TextRunner | None = None
+        if reader is None or reader.text_alone:
+            self.runner = make_runner(text_model(self.model), head, runner)
+        self._checkpoint = replace(checkpoint, model=self.model)
+        penalties, self._row = penalty_rows(self.grammar, head.weight.shape[0])
         self._penalties = penalties.to(self.model.device)
         self.drafter = Drafter(self.grammar, get_control_mode(control_mode).action_size)
         self.draft = draft and bool(self.format.number_tokens())
@@ -172,22 +184,31 @@ class Decoder:
         began = time.perf_counter()
         if len(images) != len(prompts) or not len(prompts):
             raise DecodingError(f"{len(images)} images and {len(prompts)} prompts; need one image per prompt.")
-        prompt_ids = [encode_prompt(self.processor, prompt) for prompt in prompts]
-        features = image_features(self.model, self.processor, np.asarray(images))
-        alone = self.draft and len(prompts) == 1
-        answers, forwards = (self._decode_drafting if alone else self._decode)(prompt_ids, features)
+        answers, forwards = self._answers(np.asarray(images), prompts)
         texts = ["".join(self.vocabulary[token] for token in answer[:-1]) for answer in answers]
+        texts = [text.removeprefix(self.lead) for text in texts]
         return Decoded(texts, answers, time.perf_counter() - began, sum(map(len, answers)), forwards)
 
-    def _decode(self, prompt_ids: list[list[int]], features: Tensor) -> tuple[list[list[int]], int]:
+    def _answers(self, images: np.ndarray, prompts: Sequence[str]) -> tuple[list[list[int]], int]:
+        if self.runner is None:
+            rows = [plain_generate(self._checkpoint, self.grammar, *row) for row in zip(images, prompts, strict=True)]
+            return rows, sum(map(len, rows))
+        prompt_ids = [encode_prompt(self.processor, prompt) for prompt in prompts]
+        features = image_features(self.model, self.processor, images)
+        alone = self.draft and len(prompts) == 1
+        return (self._decode_drafting if alone else self._decode)(self.runner, prompt_ids, features)
+
+    def _decode(
+        self, runner: TextRunner, prompt_ids: list[list[int]], features: Tensor
+    ) -> tuple[list[list[int]], int]:
         rows, end = range(len(prompt_ids)), self.grammar.end
         begin, state = self.forced_run(self.grammar.start)
         answers, states = [list(begin) for _ in rows], [state for _ in rows]
         pending, forwards = [[*ids, *begin] for ids in prompt_ids], 0
-        self.runner.start(len(rows), max(map(len, pending)) + 128)
+        runner.start(len(rows), max(map(len, pending)) + 128)
         while any(state != end for state in states):
             embeddings, valid = embed_rows(self.model, pending, features if forwards == 0 else None)
-            logits = self.runner.feed(embeddings, valid)[:, -1]
+            logits = runner.feed(embeddings, valid)[:, -1]
             forwards += 1
             if forwards > self.max_tokens:
                 raise DecodingError(f"An answer did not end within {self.max_tokens} forwards of the model.")
@@ -200,21 +221,23 @@ class Decoder:
                     answers[row] += pending[row]
         return answers, forwards
 
-    def _decode_drafting(self, prompt_ids: list[list[int]], features: Tensor) -> tuple[list[list[int]], int]:
+    def _decode_drafting(
+        self, runner: TextRunner, prompt_ids: list[list[int]], features: Tensor
+    ) -> tuple[list[list[int]], int]:
         begin, state = self.forced_run(self.grammar.start)
         answer, forwards = list(begin), 0
         pending = [*prompt_ids[0], *begin]
-        self.runner.start(1, len(pending) + 128)
+        runner.start(1, len(pending) + 128)
         while state != self.grammar.end:
             guess, states = self.drafter.guess(answer, state)
             embeddings, _ = embed_rows(self.model, [[*pending, *guess]], None if forwards else features)
-            logits = self.runner.feed(embeddings, None, last=len(guess) + 1)[0]
+            logits = runner.feed(embeddings, None, last=len(guess) + 1)[0]
             forwards += 1
             if forwards > self.max_tokens:
                 raise DecodingError(f"An answer did not end within {self.max_tokens} forwards of the model.")
             chosen = (logits.float() + self._penalties[[self._row[state] for state in states]]).argmax(-1).tolist()
             agreed = next((i for i, token in enumerate(guess) if token != chosen[i]), len(guess))
-            self.runner.rewind(len(guess) - agreed)
+            runner.rewind(len(guess) - agreed)
             run, state = self.forced_run(self.grammar.advance(states[agreed], chosen[agreed]))
             pending = [chosen[agreed], *run]
             answer += [*guess[:agreed], *pending]
@@ -248,10 +271,13 @@ def plain_generate(checkpoint: Checkpoint, grammar: TokenGrammar, image: np.ndar
         length = len(tokens)
         return allowed(state)
 
+    pixels = pixel_values(image[None], checkpoint.processor).to(model.device, model.dtype)
+    more = image_inputs(pixels)
+    if isinstance(checkpoint.processor, PromptReader):
+        more |= checkpoint.processor.inputs(ids, torch.full_like(ids, PROMPT))
     with torch.inference_mode():
         output = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4096, do_sample=False, num_beams=1,
-            pixel_values=pixel_values(image[None], checkpoint.processor).to(model.device, model.dtype),
-            prefix_allowed_tokens_fn=legal, eos_token_id=grammar.end_id, pad_token_id=grammar.end_id,
+            prefix_allowed_tokens_fn=legal, eos_token_id=grammar.end_id, pad_token_id=grammar.end_id, **more,
         )
     return output[0, ids.shape[1] :].tolist()

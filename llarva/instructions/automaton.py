@@ -7,7 +7,7 @@ __all__ = ['Edges', 'GrammarError', 'Grammar', 'build_grammar']
 
 # %% ../../nbs/06b_instructions.automaton.ipynb #925f0579
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from ..errors import LlarvaError
@@ -33,6 +33,14 @@ class Grammar:
     start: int
     accepting: frozenset[int]
     phrases: Mapping[int, str]
+
+    def after(self, text: str) -> "Grammar":
+        """This grammar behind a constant `text`."""
+        edges, state = list(self.edges), self.start
+        for character in reversed(text):
+            edges.append({character: state})
+            state = len(edges) - 1
+        return replace(self, edges=tuple(edges), start=state)
 
     def accepts(self, text: str) -> bool:
         """Say whether `text` is legal."""

@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'PADDINGS', 'BackboneError', 'LlavaSize', 'llava_config', 'create', 'text_model', 'vision_model',
-           'projectors', 'count_parameters', 'llava_images', 'Backbone', 'model_type', 'load_model_folder',
-           'load_reader', 'load']
+           'projectors', 'count_parameters', 'hidden_states', 'llava_images', 'Backbone', 'model_type',
+           'load_model_folder', 'load_reader', 'load']
 
 # %% ../../nbs/07g_models.backbones.ipynb #788c52ad
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -35,6 +34,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from ..errors import LlarvaError, unknown_choice
 from .chat import conversation
 from .readers import FAMILIES, Reader, family_of
+from .text import PROMPT, image_inputs
 
 # %% ../../nbs/07g_models.backbones.ipynb #06d2cb94
 class BackboneError(LlarvaError):
@@ -144,6 +144,21 @@ def count_parameters(model: Any) -> dict[str, int]:
     head = sum(p.numel() for p in model.get_output_embeddings().parameters() if id(p) not in inside)
     rest = total - counts["vision"] - counts["text"] - head
     return {**counts, "head": head, "between": rest, "total": total}
+
+
+def hidden_states(model: Any, pixels: Any, ids: Tensor, kinds: Tensor) -> Tensor:
+    """What the head reads, [B, L, width], from pictures and padded rows (see `encode_row`), by the model's own forward.
+
+    Padding is what follows the last answered token.
+    """
+    family = family_of(model.config.model_type)
+    told = kinds != PROMPT
+    mask = told.flip(1).cumsum(dim=1).flip(1) > 0
+    more = family.inputs(ids, kinds, model.config.image_token_id)
+    output = model.model(
+        input_ids=ids, attention_mask=mask.long(), use_cache=False, **image_inputs(pixels), **more
+    )
+    return output.last_hidden_state
 
 # %% ../../nbs/07g_models.backbones.ipynb #a3b02705
 PADDINGS = ("mean", "crop", "stretch")

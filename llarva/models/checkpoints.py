@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CARD', 'CARD_KEYS', 'CheckpointError', 'Checkpoint', 'whole_folder', 'save_checkpoint', 'read_card',
-           'load_checkpoint', 'load_model', 'half_size']
+           'load_checkpoint', 'is_tiny', 'load_model', 'load_processor', 'add_number_tokens', 'adopt_backbone',
+           'reworded', 'half_size']
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #a10515ec
 import json
@@ -12,19 +13,24 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from tokenizers import AddedToken
+from transformers import AutoConfig, LlavaProcessor, PreTrainedModel
 
 from .. import __version__
 from ..errors import LlarvaError
 from ..instructions.format import InstructionFormat
-from .tiny import TinyLlava, TinyLlavaConfig
+from .adapters import four_bit_options
+from .backbones import BackboneError, create, load_model_folder, load_reader, model_type
+from .chat import conversation
+from .readers import Reader
+from .tiny import TinyLlava, TinyLlavaConfig, number_codes
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #cbd24aba
 class CheckpointError(LlarvaError):
@@ -36,8 +42,8 @@ class Checkpoint:
     """A loaded checkpoint; `info` says what it was made from."""
 
     folder: Path
-    model: LlavaForConditionalGeneration
-    processor: LlavaProcessor
+    model: Any  # PreTrainedModel, whose families have no common type for what is inside
+    processor: LlavaProcessor | Reader
     format: InstructionFormat
     info: Mapping[str, Any]
 
@@ -68,8 +74,8 @@ CARD_KEYS = ("format", "info", "version")
 
 def save_checkpoint(
     folder: Path,
-    model: LlavaForConditionalGeneration | PeftModel,
-    processor: LlavaProcessor,
+    model: PreTrainedModel | PeftModel,
+    processor: LlavaProcessor | Reader,
     format: InstructionFormat,
     info: Mapping[str, Any],
 ) -> Path:
@@ -83,9 +89,13 @@ def save_checkpoint(
     with whole_folder(folder, CARD) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        card = {"format": format.to_json(), "info": dict(info), "version": __version__}
-        (partial / CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+        _write_card(partial, format, info)
     return Path(folder)
+
+
+def _write_card(folder: Path, format: InstructionFormat, info: Mapping[str, Any]) -> None:
+    card = {"format": format.to_json(), "info": dict(info), "version": __version__}
+    (folder / CARD).write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #1e31361c
 def read_card(folder: Path, name: str = CARD, keys: Sequence[str] = CARD_KEYS) -> dict[str, Any]:
@@ -104,8 +114,8 @@ def read_card(folder: Path, name: str = CARD, keys: Sequence[str] = CARD_KEYS) -
     return card
 
 
-def load_checkpoint(folder: Path | str, template: str | None = None) -> Checkpoint:
-    """Load a checkpoint for use; adapters are merged into their base.
+def load_checkpoint(folder: Path | str, template: str | None = None, four_bit: bool = False) -> Checkpoint:
+    """Load a checkpoint for use; adapters are merged into their base. `four_bit`: as QLoRA wants its base.
 
     Raises `CheckpointError` when the folder is no checkpoint, lacks a file, or was trained with another `template`.
     """
@@ -115,28 +125,103 @@ def load_checkpoint(folder: Path | str, template: str | None = None) -> Checkpoi
     if template is not None and template != format.template:
         raise CheckpointError(f"{folder} was trained with template {format.template!r}, not with {template!r}.")
     if (folder / "adapter_config.json").is_file():
+        if four_bit:
+            raise CheckpointError(f"{folder} is an adapter; 4 bits are for the base of a new one. Merge it first.")
         base = load_checkpoint(folder / card["info"]["base"])
         model = PeftModel.from_pretrained(base.model, folder).merge_and_unload()
     else:
-        model = load_model(folder)
-    processor = LlavaProcessor.from_pretrained(folder)
-    return Checkpoint(folder, model.eval(), processor, format, card["info"])
+        model = load_model(folder, four_bit)
+    return Checkpoint(folder, model.eval(), load_processor(folder, format), format, card["info"])
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #031acf6d
-def load_model(folder: Path) -> LlavaForConditionalGeneration:
-    """The model of a folder: `TinyLlava` or LLaVA of transformers, by its `model_type`; safetensors only."""
+def is_tiny(folder: Path) -> bool:
+    """Whether a folder holds one of the workbench's own small models."""
+    path = folder / "config.json"
+    if path.is_file():
+        return bool(json.loads(path.read_text()).get("model_type") == TinyLlavaConfig.model_type)
+    return not (folder / "chat_template.jinja").is_file()
+
+
+def load_model(folder: Path, four_bit: bool = False) -> PreTrainedModel:
+    """The model of a folder: `TinyLlava`, or any image-text model of transformers; safetensors only."""
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-        if kind == TinyLlavaConfig.model_type:
+        if is_tiny(folder):
             return TinyLlava.from_pretrained(
                 folder, attn_implementation="eager", use_safetensors=True, dtype=torch.float32
             )
-        if kind == LlavaConfig.model_type:
-            return LlavaForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        empty = create(AutoConfig.from_pretrained(folder), device="meta") if four_bit else None
+        return load_model_folder(folder, **(four_bit_options(empty) if empty is not None else {}))
+    except (OSError, ValueError, RuntimeError, SafetensorError, BackboneError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
-    choices = [TinyLlavaConfig.model_type, LlavaConfig.model_type]
-    raise CheckpointError(f"{folder} holds a model of type {kind!r}. Valid choices: {', '.join(choices)}.")
+
+
+def load_processor(folder: Path | str, format: InstructionFormat) -> LlavaProcessor | Reader:
+    """How the model of a folder reads pictures of the format's size, and words."""
+    folder = Path(folder)
+    return LlavaProcessor.from_pretrained(folder) if is_tiny(folder) else load_reader(folder, format.image_size)
+
+# %% ../../nbs/07b_models.checkpoints.ipynb #65d98cb7
+def add_number_tokens(model: Any, tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+    """Make `tokens`, in order of value, single tokens with consecutive ids; returns the ids."""
+    known = [token for token in tokens if token in tokenizer.get_vocab()]
+    if known:
+        raise CheckpointError(f"The tokenizer has {len(known)} of the number tokens already, such as {known[0]!r}.")
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    ids = [int(token) for token in tokenizer.convert_tokens_to_ids(list(tokens))]
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False, pad_to_multiple_of=64)
+    with torch.no_grad():
+        tables = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+        for table in {id(table): table for table in tables}.values():
+            old = table[: ids[0]].float()
+            codes = number_codes(len(ids), table.shape[1] + table.shape[1] % 2)[:, : table.shape[1]]
+            table[ids[0] :] = old.mean(dim=0).to(table.dtype)
+            table[ids] = (old.mean(dim=0) + codes * old.std()).to(table.dtype)
+    return ids
+
+# %% ../../nbs/07b_models.checkpoints.ipynb #70610187
+def adopt_backbone(
+    source: Path | str, folder: Path | str, format: InstructionFormat, *,
+    chat: str | None = None, padding: str | None = None, info: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
+    """Make a checkpoint in `folder` from the transformers folder `source`, to be asked in `format`.
+
+    `chat` and `padding` as for `load_reader`. Weights are copied as they are, or stay where they are when both folders
+    are the same; number tokens, where the format has them, are added.
+    """
+    source, folder = Path(source), Path(folder)
+    reader = load_reader(source, format.image_size, chat, padding)
+    told = {"backbone": model_type(source), **(info or {})}
+    if format.number_tokens():
+        model = load_model_folder(source)
+        add_number_tokens(model, reader.tokenizer, format.number_tokens())
+        return save_checkpoint(folder, model, replace(reader, config=model.config), format, told)
+    if folder == source:
+        reader.save_pretrained(folder)
+        _write_card(folder, format, told)
+        return folder
+    with whole_folder(folder, CARD) as partial:
+        for path in [*source.glob("*.safetensors"), *source.glob("*.index.json"), *source.glob("*config.json")]:
+            shutil.copy2(path, partial / path.name)
+        reader.save_pretrained(partial)
+        _write_card(partial, format, told)
+    return folder
+
+
+def reworded(checkpoint: Checkpoint, template: str | None = None, chat: str | None = None) -> Checkpoint:
+    """The same weights asked in the words of another `template` or inside another `chat` frame; disk stays as it is.
+
+    LLARVA was trained with "llarva-v7" in "vicuna-v1" and evaluated with "llarva-v9" in "llava-v1".
+    """
+    format, processor = checkpoint.format, checkpoint.processor
+    if chat is not None:
+        if not isinstance(processor, Reader):
+            raise CheckpointError(f"{checkpoint.folder} holds a tiny model, which is asked without a chat frame.")
+        processor = replace(processor, chat_template=conversation(chat))
+    return replace(
+        checkpoint, processor=processor, format=replace(format, template=template) if template else format
+    )
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #9059d1c9
 def half_size(checkpoint: Path | str, folder: Path | str) -> Path:

@@ -174,7 +174,7 @@ class Reader(PromptReader):
         ids, spans = self._ids(told.text)
         kinds, last = [PROMPT] * len(ids), 0
         for turn, (begin, end) in zip(turns, told.answers, strict=True):
-            places = [k for k, (a, b) in enumerate(spans) if b > begin and a < end]
+            places = [k for k, (a, b) in enumerate(spans) if b > begin - len(self.lead) and a < end]
             after = next(k for k, (a, b) in enumerate(spans) if a >= end and b > a)
             kinds[places[0] : after] = answer_kinds(ids[places[0] : after], turn, number_ids)
             kinds[after], last = TEXT, after
@@ -211,6 +211,15 @@ class Reader(PromptReader):
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(found["input_ids"]), [(a + shift, b + shift) for a, b in found["offset_mapping"]]
 
+    def inputs(self, ids: Tensor, kinds: Tensor) -> dict[str, Tensor]:
+        """What the model's forward wants besides ids [B, L] and pixels."""
+        return self.family.inputs(ids, kinds, self.config.image_token_id)
+
+    @property
+    def text_alone(self) -> bool:
+        """Whether the text model needs nothing but embeddings."""
+        return self.family.text_alone
+
     def vocabulary_texts(self) -> list[str]:
         """What each token adds to a text that it goes on with; "" for special tokens and lone bytes."""
         return [*self._texts]
@@ -234,3 +243,5 @@ class Reader(PromptReader):
         for name, text in self.files.items():
             (folder / name).write_text(text)
         (folder / "chat_template.jinja").write_text(self.chat_template)
+        if not (folder / "config.json").is_file():
+            self.config.save_pretrained(folder)

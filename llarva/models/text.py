@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Pixels', 'SPECIAL_TOKENS', 'PAD', 'BOS', 'EOS', 'IMAGE', 'PROMPT', 'TEXT', 'POINT_NUMBER', 'TRACE_NUMBER',
            'ACTION_NUMBER', 'PromptReader', 'make_tokenizer', 'add_names', 'relate_names', 'make_processor',
-           'pixel_values', 'image_inputs', 'SpecialIds', 'special_ids', 'Turn', 'image_token_count', 'encode_prompt',
-           'encode_row', 'answer_kinds', 'vocabulary_texts']
+           'pixel_values', 'image_inputs', 'take_pixels', 'SpecialIds', 'special_ids', 'Turn', 'image_token_count',
+           'encode_prompt', 'encode_row', 'answer_kinds', 'vocabulary_texts']
 
 # %% ../../nbs/07a_models.text.ipynb #d553ba79
 from abc import ABC, abstractmethod
@@ -43,10 +43,24 @@ class PromptReader(ABC):
     def vocabulary_texts(self) -> list[str]:
         """What each token adds to a text."""
 
+    @abstractmethod
+    def inputs(self, ids: Tensor, kinds: Tensor) -> dict[str, Tensor]:
+        """What the model's forward wants besides ids [B, L] and pixels."""
+
     @property
     @abstractmethod
     def special(self) -> "SpecialIds":
         """The token ids with a meaning of their own."""
+
+    @property
+    @abstractmethod
+    def lead(self) -> str:
+        """The blanks that an answer begins with."""
+
+    @property
+    @abstractmethod
+    def text_alone(self) -> bool:
+        """Whether the text model needs nothing but embeddings."""
 
 # %% ../../nbs/07a_models.text.ipynb #13f70d38
 Pixels: TypeAlias = Tensor | BatchFeature
@@ -155,6 +169,15 @@ def pixel_values(images: np.ndarray, processor: LlavaProcessor | PromptReader) -
 def image_inputs(pixels: Pixels) -> dict[str, Tensor]:
     """The arguments that a model's own functions take for `pixels`."""
     return dict(pixels) if isinstance(pixels, BatchFeature) else {"pixel_values": pixels}
+
+
+def take_pixels(pixels: Pixels, chosen: Tensor | slice) -> Pixels:
+    """The `pixels` of some of the images; a tensor may hold several rows for each image, the same number for all."""
+    if not isinstance(pixels, BatchFeature):
+        return pixels[chosen]
+    images = min(len(tensor) for tensor in pixels.values())
+    rows = {name: tensor.unflatten(0, (images, -1))[chosen].flatten(0, 1) for name, tensor in pixels.items()}
+    return BatchFeature(rows)
 
 # %% ../../nbs/07a_models.text.ipynb #495cd56d
 @dataclass(frozen=True)
