@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,16 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from .errors import LlarvaError, unknown_choice
-from .metrics import REPOSITORY, RunError, describe_run, format_table, provenance, read_metrics, write_metrics
+from llarva.metrics import (
+    REPOSITORY,
+    RunError,
+    describe_run,
+    first_process,
+    format_table,
+    provenance,
+    read_metrics,
+    write_metrics,
+)
 
 # %% ../nbs/14_runs.ipynb #29f1e9f3
 RUN_NOTEBOOKS = REPOSITORY / "nbs" / "runs"
@@ -107,10 +117,14 @@ def check_parameters(declared: Sequence[Parameter], given: Mapping[str, Any]) ->
 NEUTRAL = frozenset({"out_dir", "workers"})
 
 
-def _refuse_mixture(folder: Path, before: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _refuse_mixture(
+    folder: Path, before: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> None:
     then = before.get("notebook_parameters")
     if then is None:
         return
+    # a parameter that the notebook did not have then had what is its default now
+    then = {**json.loads(json.dumps(dict(defaults))), **then}
     names = sorted((set(then) | set(wanted)) - NEUTRAL)
     changed = [name for name in names if then.get(name) != wanted.get(name)]
     if changed:
@@ -130,14 +144,20 @@ def run_notebook(
     given = dict(parameters or {})
     if out_dir is not None:
         given["out_dir"] = str(out_dir)
-    values = check_parameters(notebook_parameters(source), given)
+    declared = notebook_parameters(source)
+    values = check_parameters(declared, given)
     folder = Path(values.get("out_dir") or f"runs/{source.stem}")
     plain = json.loads(json.dumps(values))
     before = read_metrics(folder)
-    _refuse_mixture(folder, before, plain)
+    _refuse_mixture(folder, before, plain, {name.name: name.default for name in declared})
     executed = folder / f"{source.stem}.ipynb"
     if before.get("finished") and before.get("executed") == source.name and executed.exists():
         print(f"{source.stem}: nothing to do, {folder} is complete")
+        return folder
+    if not first_process():
+        # the first process keeps the record; the others only take part
+        with tempfile.TemporaryDirectory() as elsewhere:
+            _execute(source, Path(elsewhere) / executed.name, values)
         return folder
     head = {"notebook": source.stem, "notebook_parameters": plain}
     write_metrics(folder, {**before, **head, "finished": False, "executed": None})

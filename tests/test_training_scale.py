@@ -1,0 +1,384 @@
+"""Training at scale: one loss however the rows are spread, origins that are checked, states that survive kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from accelerate.commands.config.config_args import load_config_from_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_training import SMALL, configure, rows, trained  # noqa: F401
+from torch.nn import functional as F
+
+from llarva.models.adapters import LoraSettings
+from llarva.models.checkpoints import load_checkpoint
+from llarva.models.text import IMAGE, PROMPT, TEXT, special_ids
+from llarva.models.tiny import make_tiny
+from llarva.runs import check_parameters, find_notebook, notebook_parameters
+from llarva.training.batches import BatchMaker, RowSampler, Sampling, TrainingError, open_rows
+from llarva.training.config import TrainConfig
+from llarva.training.layout import Batch, Row, arrange, attention_mask, fill_bins, grid, pack, with_layout
+from llarva.training.loop import StepBatches, pass_shares, train
+from llarva.training.losses import PARTS, LossWeights, answer_losses
+from llarva.training.module import TrainingModule, object_names, set_speed
+from llarva.training.origins import ORIGINS, checkpoint_fingerprint
+from llarva.training.passes import PassSampler
+from llarva.training.state import load_state, newest_state, save_state
+
+PLAIN = LossWeights(text=0.3)
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+class Bench:
+    """A step's batch, and the loss and gradient that a module gives for it, however it is arranged."""
+
+    def __init__(self, rows: Path, checkpoint: Path, cache: Path, **changes: object) -> None:  # noqa: F811
+        self.config = configure(rows, cache, sampling=Sampling(batch_size=6, points=2), weights=PLAIN, **changes)
+        self.rows, self.checkpoint = rows, load_checkpoint(checkpoint)
+        table, names = open_rows([rows], cache), object_names([str(rows)])
+        self.names = names
+        self.maker = BatchMaker(table, self.checkpoint.format, self.checkpoint.processor, names, 32)
+        self.sampler = RowSampler(table["task"], table["step"], self.config.sampling, 0)
+        self.pad = special_ids(self.checkpoint.processor).pad
+
+    def batch(self, apart: bool = False, step: int = 0):
+        sampling = replace(self.config.sampling, apart=apart)
+        return StepBatches(replace(self.config, sampling=sampling), self.maker, self.sampler)[step]
+
+    def module(self, **changes: object) -> TrainingModule:
+        torch.manual_seed(0)
+        fresh = load_checkpoint(self.checkpoint.folder).model
+        module = TrainingModule(fresh, self.maker.numbers, PLAIN, len(self.names), 32).train()
+        set_speed(module, replace(self.config, **changes))  # type: ignore[arg-type]
+        return module
+
+    def loss(self, module: TrainingModule, passes, accelerator: Accelerator) -> tuple[dict[str, float], torch.Tensor]:
+        module.zero_grad()
+        total = dict.fromkeys((*PARTS, "loss"), 0.0)
+        for batch, shares in zip(passes, pass_shares(accelerator, passes), strict=True):
+            parts = module(batch.pixels, batch.ids, batch.kinds, batch.dense, batch.layout, batch.features, shares)
+            parts["loss"].backward()
+            total = {name: total[name] + float(parts.get(name, torch.zeros(())).detach()) for name in total}
+        grads = [p.grad.flatten() for p in module.parameters() if p.grad is not None]
+        return total, torch.cat(grads)
+
+
+@pytest.fixture(scope="module")
+def bench(rows: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:  # noqa: F811
+    return Bench(rows, trained, tmp_path_factory.mktemp("bench"))
+
+
+def same(one: tuple[dict[str, float], torch.Tensor], two: tuple[dict[str, float], torch.Tensor]) -> None:
+    assert one[0] == pytest.approx(two[0], rel=2e-5, abs=1e-6)
+    torch.testing.assert_close(one[1], two[1], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("arrangement", "micro_batch"), [("drawn", 4), ("length", 2), ("packed", None), ("packed", 3)])
+def test_arrangements_change_no_loss(
+    bench: Bench, accelerator: Accelerator, arrangement: str, micro_batch: int | None, apart: bool
+) -> None:
+    batch, module = bench.batch(apart), bench.module()
+    reference = bench.loss(module, [batch], accelerator)
+    passes = arrange(batch, arrangement, micro_batch, 400, bench.pad)
+    assert len(passes) == -(-6 // (micro_batch or 6))
+    assert sum(int((p.kinds != PROMPT).sum()) for p in passes) == int((batch.kinds != PROMPT).sum())
+    same(bench.loss(module, passes, accelerator), reference)
+
+
+def test_questions_apart_are_questions_alone(bench: Bench, accelerator: Accelerator) -> None:
+    module, apart = bench.module(), bench.batch(apart=True)
+    alone = grid([Row(*row) for row in separate(apart)], bench.pad)
+    # the images once for every question, as one sample a row would have them
+    owner = [k for k, row in enumerate(apart.layout) for _ in range(int(row[:, 1].max()))]
+    spread = replace(apart, pixels=apart.pixels[owner], dense=apart.dense[owner],
+                     ids=alone[0], kinds=alone[1], layout=None)  # fmt: skip
+    module.dense = None  # the same image three times is not the same dense loss
+    same(bench.loss(module, [apart], accelerator), bench.loss(module, [spread], accelerator))
+    assert spread.ids.numel() > 2 * apart.ids.numel()
+
+
+def separate(batch) -> list[tuple[list[int], list[int], list[int], list[int]]]:
+    """The questions of a batch as rows of their own."""
+    found = []
+    for ids, kinds, layout in zip(batch.ids, batch.kinds, batch.layout, strict=True):
+        for turn in range(1, int(layout[:, 1].max()) + 1):
+            mine = (layout[:, 0] >= 0) & ((layout[:, 1] == 0) | (layout[:, 1] == turn))
+            length = int(mine.sum())
+            found.append((ids[mine].tolist(), kinds[mine].tolist(), [0] * length, list(range(length))))
+    return found
+
+
+def test_layout_alone_changes_no_loss(bench: Bench, accelerator: Accelerator) -> None:
+    batch, module = bench.batch(), bench.module()
+    same(bench.loss(module, [with_layout(batch, bench.pad)], accelerator), bench.loss(module, [batch], accelerator))
+
+
+@pytest.mark.parametrize("changes", [{"attention": "sdpa"}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize("apart", [False, True])
+def test_faster_and_smaller_steps_change_no_loss(
+    bench: Bench, accelerator: Accelerator, changes: dict[str, object], apart: bool
+) -> None:
+    batch = bench.batch(apart)
+    reference = bench.loss(bench.module(), [batch], accelerator)
+    same(bench.loss(bench.module(**changes), [batch], accelerator), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_steps_change_no_loss(bench: Bench, accelerator: Accelerator) -> None:
+    compiled, plain = bench.module(compile=True), bench.module()
+    for step in (0, 1):
+        batch = bench.batch(apart=bool(step), step=step)
+        same(bench.loss(compiled, [batch], accelerator), bench.loss(plain, [batch], accelerator))
+
+
+def test_losses_need_no_full_logits(bench: Bench) -> None:
+    hidden, batch = torch.randn(*bench.batch().ids.shape, 32), bench.batch()
+    head = bench.checkpoint.model.lm_head
+    called = []
+    handle = head.register_forward_hook(lambda _, inputs, output: called.append(output.shape))
+    parts = answer_losses(head, hidden, batch.ids, batch.kinds, bench.maker.numbers, bell=0.0)
+    handle.remove()
+    wanted = batch.kinds[:, 1:] != PROMPT
+    assert called == [(int(wanted.sum()), head.out_features)]
+    full = head(hidden)[:, :-1]
+    target = torch.where(batch.kinds[:, 1:] == TEXT, batch.ids[:, 1:], -100)
+    torch.testing.assert_close(parts["text"], F.cross_entropy(full.flatten(0, 1), target.flatten(), ignore_index=-100))
+
+
+lengths = st.lists(st.integers(1, 60), min_size=1, max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths, st.integers(1, 100))
+def test_bins_hold_everything_once(sizes: list[int], room: int) -> None:
+    bins = fill_bins(sizes, room)
+    assert sorted(k for some in bins for k in some) == list(range(len(sizes)))
+    assert all(sum(sizes[k] for k in some) <= room or len(some) == 1 for some in bins)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths, st.integers(1, 4), st.sampled_from(["drawn", "length", "packed"]))
+def test_packed_tokens_see_what_they_saw(sizes: list[int], micro: int, arrangement: str) -> None:
+    made = [Row([k + 1] * n, [PROMPT] * n, [int(i > 1) for i in range(n)], list(range(n))) for k, n in enumerate(sizes)]
+    ids, kinds, layout = grid(made, pad=0)
+    images = torch.arange(1.0, len(sizes) + 1).view(-1, 1, 1, 1)
+    batch = Batch(images, ids, kinds, images[:, 0].long(), layout)
+    seen = {}
+    for part in arrange(batch, arrangement, micro, 50, pad=0):
+        mask = attention_mask(part.layout)[:, 0]
+        order = [int(row[0]) for row in part.layout.flatten(0, 1).unique_consecutive(dim=0)[:, :1] if row[0] >= 0]
+        assert part.pixels.flatten().tolist() == [k + 1 for k in dict.fromkeys(order)]
+        for s, row in enumerate(part.ids.tolist()):
+            for place, token in enumerate(row):
+                if part.layout[s, place, 0] >= 0:
+                    looked = part.ids[s][mask[s, place]]
+                    assert set(looked.tolist()) == {token}
+                    seen[token, int(part.layout[s, place, 2])] = len(looked)
+    assert seen == {(k + 1, i): i + 1 for k, n in enumerate(sizes) for i in range(n)}
+
+
+def test_pack_keeps_long_rows() -> None:
+    made = [Row([1] * n, [PROMPT] * n, [0] * n, list(range(n))) for n in (30, 10)]
+    batch = Batch(torch.zeros(2, 1), *grid(made, 0)[:2], torch.zeros(2, 1))
+    assert pack(batch, 8, 0).ids.shape == (2, 30)
+
+
+def test_frozen_features_are_computed_once(rows: Path, trained: Path, tmp_path: Path) -> None:  # noqa: F811
+    adapter = LoraSettings(rank=2, alpha=4, dropout=0.0)
+    lora = {"base": str(trained), "lora": adapter, "weights": replace(PLAIN, dense=0)}
+    plain = train(configure(rows, tmp_path / "plain", steps=4, **lora))
+    cached = train(configure(rows, tmp_path / "cached", steps=4, cache_features=True, **lora))
+    assert [row["loss"] for row in cached.log] == pytest.approx([row["loss"] for row in plain.log], abs=2e-5)
+    files = sorted((tmp_path / "cached" / "cache").rglob("features-*.safetensors"))
+    before = [file.stat().st_mtime_ns for file in files]
+    shutil.rmtree(tmp_path / "cached" / "state")
+    train(configure(rows, tmp_path / "cached", steps=4, cache_features=True, **lora))
+    assert files and before == [file.stat().st_mtime_ns for file in files]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arrangement": "sorted"}, "drawn, length, packed"),
+        ({"attention": "fast"}, "flash_attention_2"),
+        ({"micro_batch": 0}, "at least 1"),
+        ({"cache_features": True}, "dense = 0"),
+        ({"cache_features": True, "weights": LossWeights(dense=0)}, "frozen"),
+        ({"attention": "flash_attention_2", "arrangement": "packed"}, "sdpa"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(TrainingError, match=words):
+        TrainConfig(rows=("rows",), out_dir=str(tmp_path), steps=2, **changes)  # type: ignore[arg-type]
+
+
+def test_speed_is_not_identity() -> None:
+    plan = TrainConfig(rows=("rows",), out_dir="out", steps=10)
+    for changes in ({"processes": 2}, {"arrangement": "packed"}, {"compile": True}, {"micro_batch": 4}):
+        assert replace(plan, **changes).identity() == plan.identity()  # type: ignore[arg-type]
+    for changes in ({"betas": (0.9, 0.999)}, {"projector_learning_rate": 1e-5}, {"sampling": Sampling(apart=True)}):
+        assert replace(plan, **changes).identity() != plan.identity()  # type: ignore[arg-type]
+
+
+def test_another_base_is_refused(rows: Path, trained: Path, tmp_path: Path) -> None:  # noqa: F811
+    base = tmp_path / "base"
+    shutil.copytree(trained, base)
+    print_of_base = checkpoint_fingerprint(base)
+    assert print_of_base == checkpoint_fingerprint(trained)
+    tune = {"base": str(base), "steps": 2, "lora": LoraSettings(rank=2, alpha=4)}
+    for wrong in ("0" * 16, print_of_base[:4]):
+        with pytest.raises(TrainingError, match=print_of_base):
+            train(configure(rows, tmp_path / "out", base_fingerprint=wrong, **tune))
+    done = train(configure(rows, tmp_path / "out", base_fingerprint=print_of_base[:8], **tune))
+    assert json.loads((tmp_path / "out" / ORIGINS).read_text())["base_fingerprint"] == print_of_base
+    other = train(configure(rows, tmp_path / "other", seed=5, steps=1)).checkpoint
+    shutil.copy(other / "model.safetensors", base / "model.safetensors")
+    with pytest.raises(TrainingError, match="began from"):
+        train(configure(rows, tmp_path / "out", **tune))
+    assert done.checkpoint.is_dir()
+
+
+def test_other_rows_and_results_are_refused(rows: Path, trained: Path, tmp_path: Path) -> None:  # noqa: F811
+    moved = tmp_path / "rows"
+    shutil.copytree(rows, moved)
+    train(configure(moved, tmp_path / "out", steps=1))
+    card = json.loads((moved / "store.json").read_text())
+    card["config"]["note"] = "built again"
+    (moved / "store.json").write_text(json.dumps(card))
+    with pytest.raises(TrainingError, match="other rows"):
+        train(configure(moved, tmp_path / "out", steps=1))
+    shutil.copytree(trained, tmp_path / "taken" / "checkpoint")
+    with pytest.raises(TrainingError, match="another training"):
+        train(configure(rows, tmp_path / "taken", steps=1))
+
+
+SAVE = """
+import sys, torch
+from pathlib import Path
+from llarva.training.passes import PassSampler
+from llarva.training.state import load_state, newest_state, save_state
+torch.set_num_threads(1)
+layer = torch.nn.Linear(1200, 1200)
+adam = torch.optim.AdamW(layer.parameters())
+newest = newest_state(Path(sys.argv[1]))
+done = load_state(newest, layer, [adam], "p") if newest else 0
+for step in range(done + 1, 10**6):
+    with torch.no_grad():
+        layer.weight.fill_(step)
+    layer(torch.ones(1, 1200)).sum().backward()
+    save_state(Path(sys.argv[1]), step, layer, [adam], "p")
+    print(step, flush=True)
+"""
+
+
+def test_states_survive_kills_while_they_are_written(tmp_path: Path) -> None:
+    moments, told = np.random.default_rng(), 0
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", SAVE, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert int(first) > told
+        time.sleep(float(moments.uniform(0, 0.15)))
+        process.send_signal(signal.SIGKILL)
+        told = max(int(line) for line in [first, *process.stdout.read().split()])
+        process.wait()
+        layer = torch.nn.Linear(1200, 1200)
+        newest = newest_state(tmp_path)
+        assert newest is not None
+        step = load_state(newest, layer, [torch.optim.AdamW(layer.parameters())], "p")
+        # what was reported is there, and what is there is whole
+        assert step >= told and bool((layer.weight == step).all())
+    save_state(tmp_path, step + 1, layer, [], "p")
+    assert not list(tmp_path.glob("*.partial")) and len(list(tmp_path.glob("step-*"))) == 2
+
+
+def losses(log) -> list[float]:
+    return [row["loss"] for row in log]
+
+
+@pytest.mark.slow
+def test_more_or_fewer_processes_go_on(rows: Path, tmp_path: Path) -> None:  # noqa: F811
+    straight = train(configure(rows, tmp_path / "one", steps=8))
+    half = configure(rows, tmp_path / "both", steps=8, save_every=4, processes=2)
+    both = train(half)
+    assert losses(both.log) == pytest.approx(losses(straight.log), abs=2e-4)
+    for state in sorted((tmp_path / "both" / "state").glob("*"))[1:]:
+        state.unlink()
+    shutil.rmtree(tmp_path / "both" / "checkpoint")
+    resumed = train(replace(half, processes=1, arrangement="packed", micro_batch=2))
+    assert losses(resumed.log) == pytest.approx(losses(straight.log), abs=2e-4)
+
+
+REPOSITORY = Path(__file__).parent.parent
+PRESETS = sorted((REPOSITORY / "nbs" / "runs" / "presets").glob("*.yaml"))
+LAUNCH = sorted((REPOSITORY / "nbs" / "runs" / "launch").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_are_parameters_of_the_run(path: Path) -> None:
+    given = yaml.safe_load(path.read_text())
+    values = check_parameters(notebook_parameters(find_notebook("train")), given)
+    wanted = {"oxe-pretrain": (1, 5e-5, 0.03), "rlbench-tune": (4, 1e-4, 0.0)}[path.stem]
+    assert (values["epochs"], values["learning_rate"], values["warmup_share"]) == wanted
+    assert (values["lora_rank"], values["lora_alpha"], values["batch_size"]) == (128, 256, 128)
+    Sampling(batch_size=128, first_frame_share=values["first_frame_share"], order=values["order"])
+
+
+@pytest.mark.parametrize("path", LAUNCH, ids=lambda path: path.stem)
+def test_launch_files_are_what_accelerate_reads(path: Path) -> None:
+    config = load_config_from_file(str(path))
+    assert config.num_machines == 1 and config.mixed_precision in ("bf16", "no")
+    if path.stem == "fsdp":
+        names = {name.removeprefix("fsdp_"): value for name, value in config.fsdp_config.items()}
+        layers = names.pop("transformer_layer_cls_to_wrap").split(",")
+        known = {"version": "fsdp_version", "offload_params": "cpu_offload"}
+        known |= {"auto_wrap_policy": "auto_wrap_policy", "state_dict_type": "state_dict_type"}
+        plugin = FullyShardedDataParallelPlugin(
+            transformer_cls_names_to_wrap=layers, **{known.get(name, name): value for name, value in names.items()}
+        )
+        assert plugin.fsdp_version == 2
+        tree = make_tiny(SMALL, 300, IMAGE, [], seed=0)
+        assert set(layers) <= {type(module).__name__ for module in tree.modules()}
+    if path.stem == "zero3":
+        pytest.importorskip("deepspeed")
+        assert DeepSpeedPlugin(zero_stage=config.deepspeed_config["zero_stage"]).zero_stage == 3
+
+
+def test_passes_see_every_row_once() -> None:
+    tasks = ["a"] * 30 + ["b"] * 10 + ["a"] * 10
+    plain = Sampling(batch_size=10, first_frame_share=0.0, order="passes")
+    sampler = PassSampler(tasks, [1] * 50, plain, 0)
+    assert sorted(np.concatenate([sampler.draw(step) for step in range(5)])) == list(range(50))
+    mixed = replace(plain, dataset_weights={"x": 1, "y": 1}, task_weights={"a": 3, "b": 1})
+    stores = {"x": 40, "y": 10}
+    straight = PassSampler(tasks, [1] * 50, mixed, 0, stores)
+    drawn = np.concatenate([straight.draw(step) for step in range(200)])
+    counts = np.bincount(drawn, minlength=50)
+    for pool in (slice(0, 30), slice(30, 40), slice(40, 50)):
+        assert counts[pool].max() - counts[pool].min() <= 1
+    assert counts[40:].sum() == pytest.approx(1000, rel=0.1)
+    late = PassSampler(tasks, [1] * 50, mixed, 0, stores)
+    assert np.array_equal(late.draw(150), drawn[1500:1510]) and np.array_equal(late.draw(3), drawn[30:40])
+    with pytest.raises(TrainingError, match="first_frame_share"):
+        Sampling(order="passes")
+    with pytest.raises(TrainingError, match="draws, passes"):
+        Sampling(order="epochs")
