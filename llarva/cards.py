@@ -92,11 +92,12 @@ class Card:
         """The control mode `name` with this data set's own layout; `CardError` lists the choices."""
         if name not in self.actions:
             raise CardError(f"data set {self.name!r}: {unknown_choice('control mode', name, self.actions)}")
-        if name in CONTROL_MODES:
+        if name in CONTROL_MODES and self.fields is None:
             return CONTROL_MODES[name]
         names, units = zip(*self.actions[name], strict=True)
         states = tuple(entry for entry, _ in self.fields.state_layout) if self.fields else ()
-        return ControlMode(name, OWN_LAYOUT[name], names, units, states)
+        wording = CONTROL_MODES[name].wording if name in CONTROL_MODES else OWN_LAYOUT[name]
+        return ControlMode(name, wording, names, units, states or ("gripper opening",), own_state=True)
 
     @property
     def unverified(self) -> tuple[str, ...]:

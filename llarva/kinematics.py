@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
-from .robots import Robot, RobotError, get_control_mode
+from .robots import ControlMode, Robot, RobotError, get_control_mode
 
 # %% ../nbs/01a_kinematics.ipynb #57254dbe
 def rotation_vector(matrix: ArrayLike) -> NDArray[np.float64]:
@@ -93,18 +93,24 @@ R_DOWN: Final = np.array([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]])
 
 
 def proprioception(
-    robot: Robot, control_mode: str, joint_positions: ArrayLike, gripper_open: ArrayLike
+    robot: Robot, control_mode: str | ControlMode, joint_positions: ArrayLike, gripper_open: ArrayLike
 ) -> NDArray[np.float32]:
     """The state that the prompt carries in `control_mode`, float32 [..., k].
 
     From joint positions [..., 7] (rad) and the gripper's opening [...] (0 closed to 1 open). `joint_velocity`: the
     joint positions, then the opening. `end_effector_delta`: TCP position in the base frame (m), rotation vector of
-    `R @ R_DOWN.T` (rad), opening. Raises `RobotError` for an unknown mode or robot.
+    `R @ R_DOWN.T` (rad), opening. A mode with a state of its own: the numbers [..., k] as they are, or the opening where
+    it has no other. Raises `RobotError` for an unknown mode or robot, or another number of numbers.
     """
     mode = get_control_mode(control_mode)
     joints = np.asarray(joint_positions, dtype=np.float64)
     opening = np.broadcast_to(np.asarray(gripper_open, dtype=np.float64), joints.shape[:-1])[..., None]
-    if mode.name == "joint_velocity":
+    if mode.own_state:
+        own = opening if mode.state_names == ("gripper opening",) else joints
+        if own.shape[-1:] != (mode.state_size,):
+            raise RobotError(f"Control mode {mode.name!r} has a state of {mode.state_size} numbers, got {joints.shape}.")
+        parts = [own]
+    elif mode.name == "joint_velocity":
         if robot.joint_count is not None and joints.shape[-1] != robot.joint_count:
             raise RobotError(f"Robot {robot.name!r} has {robot.joint_count} joints, got shape {joints.shape}.")
         parts = [joints, opening]

@@ -44,16 +44,18 @@ class ActionChunk:
 
 # %% ../nbs/10_policy.ipynb #2d53f096
 def known_control_modes(format: InstructionFormat) -> tuple[str, ...]:
-    """The control modes of the robot in which `format` can write states and read actions."""
-    modes = get_robot(format.robot).control_modes
+    """The control modes in which `format` can write states and read actions."""
+    modes = format.control_modes
     if not isinstance(format.numbers, BinNumbers):
         return modes
     ranges = format.numbers.ranges
     return tuple(mode for mode in modes if f"state:{mode}" in ranges and f"action:{mode}" in ranges)
 
 # %% ../nbs/10_policy.ipynb #6f3231e3
-def check_observation(observation: Observation, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, float]:
-    """The image uint8 [H, W, 3], joint positions float64 [7] and gripper opening of a valid `observation`.
+def check_observation(
+    observation: Observation, image_size: tuple[int, int], state_size: int = 7
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The image uint8 [H, W, 3], state float64 [state_size] (joint positions) and gripper opening of an `observation`.
 
     Raises `PolicyError` for missing entries, wrong shapes, types or image size, and values that are not finite.
     """
@@ -63,7 +65,7 @@ def check_observation(observation: Observation, image_size: tuple[int, int]) -> 
     image, shape = np.asarray(observation["image"]), (*image_size, 3)
     if image.dtype != np.uint8 or image.shape != shape:
         raise PolicyError(f"The image is {image.dtype} {list(image.shape)}; the checkpoint reads uint8 {list(shape)}.")
-    state = _finite("state", observation["state"], 7)
+    state = _finite("state", observation["state"], state_size)
     return image, state, float(_finite("gripper_open", observation["gripper_open"], 1)[0])
 
 
@@ -96,7 +98,9 @@ class ChunkedPolicy(ABC):
                               f"Valid: 1–{format.n}.")
         if batch < 1:
             raise PolicyError(f"A policy serves at least one robot, not {batch}.")
-        self.batch, self.robot = batch, get_robot(format.robot)
+        self.batch, self.robot, self.mode = batch, get_robot(format.robot), format.control_mode(control_mode)
+        bare = self.mode.state_names == ("gripper opening",)
+        self.state_size = (0 if bare else self.mode.state_size) if self.mode.own_state else self.robot.joint_count or 0
         self._instructions: list[str | None] = [None] * batch
         self._history: list[deque[np.ndarray]] = [deque(maxlen=format.history) for _ in range(batch)]
         self._queue: list[deque[np.ndarray]] = [deque() for _ in range(batch)]
@@ -112,9 +116,9 @@ class ChunkedPolicy(ABC):
     def observe(self, observations: Sequence[Observation], indices: Sequence[int] | None = None) -> np.ndarray:
         """Take note of the present states; returns the images uint8 [B, H, W, 3]."""
         rows = self._rows(indices, len(observations), "observations")
-        checked = [check_observation(observation, self.format.image_size) for observation in observations]
+        checked = [check_observation(one, self.format.image_size, self.state_size) for one in observations]
         for row, (_, state, gripper) in zip(rows, checked, strict=True):
-            self._history[row].append(proprioception(self.robot, self.control_mode, state, gripper))
+            self._history[row].append(proprioception(self.robot, self.mode, state, gripper))
         return np.stack([image for image, _, _ in checked])
 
     def act(self, observations: Sequence[Observation], indices: Sequence[int] | None = None) -> list[ActionChunk]:

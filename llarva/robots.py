@@ -30,7 +30,8 @@ class ControlMode:
     """The meaning of an action's numbers, and of the state that the prompt carries beside them.
 
     `wording` is how the prompt names the mode. `action_names`/`action_units` and `state_names` run in the order of the
-    numbers; angles are in rad, lengths in m, the gripper is 1 when open.
+    numbers; angles are in rad, lengths in m, the gripper is 1 when open. With `own_state` the state is the data set's own
+    proprioception as it stands, in its units, and not worked out from joint positions.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ControlMode:
     action_names: tuple[str, ...]
     action_units: tuple[str, ...]
     state_names: tuple[str, ...]
+    own_state: bool = False
 
     @property
     def action_size(self) -> int:
@@ -79,8 +81,10 @@ CONTROL_MODES: Mapping[str, ControlMode] = MappingProxyType(
 )
 
 # %% ../nbs/01_robots.ipynb #18da7176
-def get_control_mode(name: str) -> ControlMode:
-    """Look a control mode up by its name; `RobotError` lists the choices."""
+def get_control_mode(name: str | ControlMode) -> ControlMode:
+    """Look a control mode up by its name; `RobotError` lists the choices. A control mode itself is given back."""
+    if isinstance(name, ControlMode):
+        return name
     if name not in CONTROL_MODES:
         raise RobotError(unknown_choice("control mode", name, CONTROL_MODES))
     return CONTROL_MODES[name]

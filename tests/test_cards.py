@@ -26,7 +26,8 @@ def test_shipped_cards():
         for mode in card.control_modes:
             known = card.control_mode(mode)
             assert tuple(zip(known.action_names, known.action_units, strict=True)) == card.actions[mode]
-            assert mode not in CONTROL_MODES or known == CONTROL_MODES[mode]
+            assert known.own_state == (card.fields is not None) and known.state_names
+            assert known.own_state or known == CONTROL_MODES[mode]
         assert card.text.startswith("# ")
     assert cards["tabletop"].unverified == cards["rlbench"].unverified == ()
     assert cards["tabletop"].camera.image_size == (128, 128) and cards["tabletop"].rate_hz == 20.0

@@ -182,7 +182,7 @@ def test_writing_refuses_wrong_shapes_and_values(kind):
     for states in (np.zeros((4, 7)), np.zeros((0, 7)), np.zeros((1, 8)), np.zeros(7), np.full((1, 7), np.nan)):
         with pytest.raises(InstructionError):
             form.prompt("go", states, "end_effector_delta")
-    with pytest.raises(RobotError, match="Valid choices"):
+    with pytest.raises(InstructionError, match="Valid choices"):
         form.answer(*good, "telepathy")
 
 

@@ -25,7 +25,6 @@ from .words import BaselineError, Vocabulary
 from ..errors import unknown_choice
 from ..instructions.format import InstructionFormat
 from ..models.checkpoints import CheckpointError, read_card, whole_folder
-from ..robots import get_control_mode
 
 # %% ../../nbs/08f5_baselines.checkpoints.ipynb #0f6d1533
 NetworkSize = CnnSize | VitSize | ActSize
@@ -83,7 +82,7 @@ class Baseline:
 
 def shapes_of(format: InstructionFormat, control_mode: str, state_size: int, vocabulary: Vocabulary) -> Shapes:
     """The shapes of a network for rows of `format`; `state_size`: how many numbers of a state their prompts show."""
-    action = get_control_mode(control_mode).action_size
+    action = format.control_mode(control_mode).action_size
     words, length = len(vocabulary.words), vocabulary.length
     return Shapes(format.image_size, format.history, state_size, format.n, action, words, length)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FloatArray', 'EpisodeError', 'encode_image', 'decode_image', 'decode_mask', 'image_size', 'Step', 'Episode',
-           'check_episode', 'episodes_equal', 'actions_in']
+           'check_episode', 'episodes_equal', 'control_mode_of', 'actions_in']
 
 # %% ../../nbs/03_episodes.records.ipynb #33bd2a8f
 import io
@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..errors import LlarvaError
 from ..kinematics import matrix_from_quaternion_xyzw, rotation_vector
-from ..robots import get_control_mode
+from ..robots import ControlMode, get_control_mode, get_robot
 
 
 class EpisodeError(LlarvaError):
@@ -181,16 +181,29 @@ def episodes_equal(left: Episode, right: Episode) -> bool:
         for f in fields(Step)
     )
 
+# %% ../../nbs/03_episodes.records.ipynb #4a311909
+def control_mode_of(episode: Episode) -> ControlMode:
+    """The control mode of an episode's own actions: the registered one where it fits, else one of numbered values."""
+    robot, first = get_robot(episode.robot), episode.steps[0]
+    state, action = np.size(first.state), 0 if first.action is None else np.size(first.action)
+    if episode.control_mode in robot.control_modes and state == robot.joint_count:
+        known = get_control_mode(episode.control_mode)
+        if action in (0, known.action_size):
+            return known
+    actions, states = (tuple(f"{what} {k}" for k in range(1, n + 1)) for what, n in (("action", action), ("state", state)))
+    words = episode.control_mode.replace("_", " ")
+    return ControlMode(episode.control_mode, words, actions, ("unverified",) * action, states or ("gripper opening",), True)
+
 # %% ../../nbs/03_episodes.records.ipynb #16be259f
-def actions_in(episode: Episode, control_mode: str) -> NDArray[np.float32]:
+def actions_in(episode: Episode, control_mode: str | ControlMode) -> NDArray[np.float32]:
     """The T−1 actions of an episode, float32 [T-1, a], in the units of `control_mode`.
 
     Its own actions where the mode is its own; joint velocities from `joint_velocity_command`; end-effector deltas
     (m and rad along the world axes, per step) from the measured poses. Raises `EpisodeError` where the episode lacks
     what is needed, and `RobotError` for an unknown mode.
     """
-    mode = get_control_mode(control_mode)
     steps = episode.steps[:-1]
+    mode = get_control_mode(control_mode)
     if mode.name == episode.control_mode:
         own = [_needed(step.action, "action", episode, t) for t, step in enumerate(steps)]
         return np.asarray(own, dtype=np.float32).reshape(len(steps), -1 if steps else mode.action_size)

@@ -7,7 +7,7 @@ __all__ = ['Answer', 'Prompt', 'FormatSettings', 'InstructionFormat']
 
 # %% ../../nbs/06d_instructions.format.ipynb #804fb575
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any, Self
 
@@ -29,7 +29,8 @@ from llarva.instructions.template import (
     write_parts,
 )
 from .wordings import get_template
-from ..robots import get_control_mode, get_robot
+from ..errors import unknown_choice
+from ..robots import ControlMode, get_control_mode, get_robot
 
 # %% ../../nbs/06d_instructions.format.ipynb #96858703
 @dataclass(frozen=True, eq=False)
@@ -53,9 +54,19 @@ class Prompt:
 _SETTINGS = ("history", "n", "trace_points")
 
 
+def _read_mode(data: Mapping[str, Any]) -> ControlMode:
+    wanted = {field.name for field in fields(ControlMode)}
+    if set(data) != wanted:
+        raise InstructionError(f"A control mode is given by {', '.join(sorted(wanted))}, not by {', '.join(data)}.")
+    return ControlMode(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
+
 @dataclass(frozen=True)
 class FormatSettings:
-    """What is fixed for all texts of a format, and stored; `image_size` is (height, width) in pixels."""
+    """What is fixed for all texts of a format, and stored; `image_size` is (height, width) in pixels.
+
+    `modes` are control modes besides the robot's, or instead of those of the same name: a data set's own layouts.
+    """
 
     template: str
     numbers: Numbers
@@ -64,9 +75,13 @@ class FormatSettings:
     n: int
     trace_points: int
     image_size: tuple[int, int]
+    modes: tuple[ControlMode, ...] = ()
 
     def __post_init__(self) -> None:
         get_robot(self.robot)
+        names = [mode.name for mode in self.modes]
+        if len(set(names)) < len(names):
+            raise InstructionError(f"A format has one control mode of each name, not {', '.join(names)}.")
         template = get_template(self.template)
         for name in _SETTINGS:
             value, fixed = getattr(self, name), getattr(template, name, None)
@@ -80,17 +95,29 @@ class FormatSettings:
                 f"Template {self.template!r} has no fixed answer length, which bins need; use decimal numbers."
             )
 
+    @property
+    def control_modes(self) -> tuple[str, ...]:
+        """Names of the control modes in which prompts and answers can be written."""
+        return tuple(dict.fromkeys((*get_robot(self.robot).control_modes, *(mode.name for mode in self.modes))))
+
+    def control_mode(self, name: str) -> ControlMode:
+        """The control mode `name` as this format means it; InstructionError lists the choices."""
+        if name not in self.control_modes:
+            raise InstructionError(unknown_choice(f"control mode of {self.robot!r} in this format", name, self.control_modes))
+        return next((mode for mode in self.modes if mode.name == name), None) or get_control_mode(name)
+
     def to_json(self) -> dict[str, Any]:
         """Return the format as plain JSON data."""
         plain = {name: getattr(self, name) for name in ("template", "robot", *_SETTINGS)}
-        return plain | {"numbers": self.numbers.to_json(), "image_size": list(self.image_size)}
+        own = {"modes": [asdict(mode) for mode in self.modes]} if self.modes else {}
+        return plain | {"numbers": self.numbers.to_json(), "image_size": list(self.image_size)} | own
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Rebuild a format from `to_json` data; InstructionError for missing, unknown or wrong entries."""
         names = {"template", "numbers", "robot", "image_size", *_SETTINGS}
-        if set(data) != names:
-            missing, extra = sorted(names - set(data)), sorted(set(data) - names)
+        if set(data) - {"modes"} != names:
+            missing, extra = sorted(names - set(data)), sorted(set(data) - names - {"modes"})
             raise InstructionError(f"Broken instruction format: missing {missing}, not understood {extra}.")
         sizes = {name: int(data[name]) for name in _SETTINGS}
         height, width = data["image_size"]
@@ -99,6 +126,7 @@ class FormatSettings:
             numbers=numbers_from_json(data["numbers"]),
             robot=str(data["robot"]),
             image_size=(int(height), int(width)),
+            modes=tuple(_read_mode(mode) for mode in data.get("modes", ())),
             **sizes,
         )
 
@@ -190,13 +218,9 @@ _POINT = "Point at the "
 
 @lru_cache(maxsize=512)
 def _parts(format: InstructionFormat, kind: str, control_mode: str, with_trace: bool) -> tuple[Part, ...]:
-    template, mode, robot = get_template(format.template), get_control_mode(control_mode), get_robot(format.robot)
-    if control_mode not in robot.control_modes:
-        raise InstructionError(
-            f"Robot {robot.name!r} has no control mode {control_mode!r}, only {', '.join(robot.control_modes)}."
-        )
+    template, mode, robot = get_template(format.template), format.control_mode(control_mode), get_robot(format.robot)
     fewest = format.trace_points if template.trace_exact else 0
-    width = _state_width(template, control_mode)
+    width = _state_width(template, mode)
     return fill(
         template.sentence(kind, with_trace),
         {
@@ -226,19 +250,20 @@ def _parts(format: InstructionFormat, kind: str, control_mode: str, with_trace: 
     )
 
 
-def _state_width(template: Template, control_mode: str) -> int:
-    names = get_control_mode(control_mode).state_names
-    return len(names) if template.gripper_in_state else len(names) - 1
+def _state_width(template: Template, mode: ControlMode) -> int:
+    without_gripper = not template.gripper_in_state and mode.state_names[-1] == "gripper opening"
+    return mode.state_size - without_gripper
 
 # %% ../../nbs/06d_instructions.format.ipynb #a17c83a5
 def _pad_history(format: InstructionFormat, states: Array, control_mode: str) -> Array:
-    template, full = get_template(format.template), len(get_control_mode(control_mode).state_names)
+    template, mode = get_template(format.template), format.control_mode(control_mode)
+    full = mode.state_size
     if states.ndim != 2 or states.shape[1] != full or not 1 <= len(states) <= format.history:
         raise InstructionError(
             f"states must have the shape [1 to {format.history}, {full}] in control mode "
             f"{control_mode!r}, not {list(states.shape)}."
         )
-    states = states[:, : _state_width(template, control_mode)]
+    states = states[:, : _state_width(template, mode)]
     missing = format.history - len(states)
     return states if template.zero_history else np.concatenate([np.repeat(states[:1], missing, axis=0), states])
 
@@ -255,7 +280,7 @@ def _find_action(format: InstructionFormat, text: str, control_mode: str) -> Arr
 # %% ../../nbs/06d_instructions.format.ipynb #e7114e34
 def _parse_prompt(format: InstructionFormat, text: str) -> Prompt:
     template, worst = get_template(format.template), AnswerError(-1, "a prompt", "nothing")
-    for control_mode in get_robot(format.robot).control_modes:
+    for control_mode in format.control_modes:
         for with_trace in (True, False):
             if with_trace and template.prompt_with_trace is None:
                 continue
@@ -277,5 +302,5 @@ def _phrases(format: InstructionFormat) -> tuple[str, ...]:
     for sentence in (template.prompt_with_trace, template.prompt, template.answer_with_trace, template.answer):
         parts = fill(sentence or "", {**slots, "history": str(format.history), "n": str(format.n)})
         found |= {part.text.removeprefix("<image>"): None for part in parts if isinstance(part, Constant)}
-    words = (robot.wording, *(get_control_mode(mode).wording for mode in robot.control_modes))
+    words = (robot.wording, *(format.control_mode(mode).wording for mode in format.control_modes))
     return tuple(text for text in (*found, *words, _POINT) if len(text) > 1)

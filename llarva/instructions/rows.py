@@ -20,7 +20,7 @@ from .format import InstructionFormat
 from .numbers import Array
 from .wordings import get_template
 from ..kinematics import proprioception
-from ..robots import get_control_mode, get_robot
+from ..robots import ControlMode, get_robot
 from ..traces.cleaning import fill_gaps, resample_by_arc_length, thin_llarva
 from ..traces.projection import project_episode, trace_for_step, trace_from
 
@@ -48,7 +48,7 @@ class BuildConfig:
 
     def __post_init__(self) -> None:
         for mode in self.control_modes:
-            get_control_mode(mode)
+            self.format.control_mode(mode)
         if not self.control_modes or min(self.control_modes.values()) < 0 or sum(self.control_modes.values()) <= 0:
             raise RowError(
                 f"control_modes needs shares of at least 0 that do not all vanish, not {self.control_modes}."
@@ -113,7 +113,7 @@ def _draw(episode: Episode, config: BuildConfig) -> _Draws:
     )
 
 
-def episode_states(episode: Episode, control_mode: str) -> Array:
+def episode_states(episode: Episode, control_mode: str | ControlMode) -> Array:
     """Return what the prompt shows of every step, float32 [T, k], in the units of `control_mode`."""
     joints = np.stack([step.state for step in episode.steps])
     opening = np.array([step.gripper_open for step in episode.steps])
@@ -183,8 +183,8 @@ def episode_rows(episode: Episode, config: BuildConfig, tally: Tally | None = No
             f"but the format says {form.image_size}."
         )
     modes = {str(draws.mode[t]) for t in kept}
-    states = {mode: episode_states(episode, mode) for mode in modes}
-    chunks = {mode: action_chunks(actions_in(episode, mode), form.n) for mode in modes}
+    states = {mode: episode_states(episode, form.control_mode(mode)) for mode in modes}
+    chunks = {mode: action_chunks(actions_in(episode, form.control_mode(mode)), form.n) for mode in modes}
     traced = [t for t in kept if draws.trace[t]]
     traces = step_traces(episode, traced, form) if traced else {}
     rows = []

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from ..episodes.records import Episode
+from ..episodes.records import Episode, control_mode_of
 from ..errors import LlarvaError
-from ..robots import get_control_mode, get_robot
+from ..robots import get_robot
 from ..traces.projection import Trace
 
 # %% ../../nbs/13_plots.episodes.ipynb #ad35344b
@@ -182,7 +182,7 @@ def trace_figure(
 # %% ../../nbs/13_plots.episodes.ipynb #b8d623a1
 def signals_figure(episode: Episode, step: int = 0, *, height: int = 460) -> go.Figure:
     """Plot joint positions (rad), actions (units of the control mode) and gripper over time (s), cursor at `step`."""
-    mode, joints = get_control_mode(episode.control_mode), get_robot(episode.robot).joint_names
+    mode, joints = control_mode_of(episode), get_robot(episode.robot).joint_names
     time = np.array([item.timestamp for item in episode.steps])
     states = np.stack([item.state for item in episode.steps])
     given = [item.action for item in episode.steps if item.action is not None]

@@ -207,7 +207,7 @@ class TraceExplorer(W.VBox):
             self._clear(str(error))
             return
         self.problem.value, self.about.value = _problem(scene.problem), _chips(scene.episode)
-        modes = get_robot(scene.episode.robot).control_modes
+        modes = dict.fromkeys((*get_robot(scene.episode.robot).control_modes, scene.episode.control_mode))
         self._options("mode", [(mode.replace("_", " "), mode) for mode in modes], scene.episode.control_mode)
         self._quiet = True
         slider, play = self.controls["slider"], self.controls["play"]

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..episodes.records import Episode, actions_in, image_size
+from ..episodes.records import Episode, actions_in, control_mode_of, image_size
 from ..episodes.store import EpisodeStore
 from ..errors import LlarvaError
 from ..instructions.format import InstructionFormat
@@ -86,10 +86,11 @@ def find_datasets(*roots: str | Path, depth: int = 5) -> dict[str, Path]:
 
 # %% ../../nbs/13a_widgets.scenes.ipynb #c87a81d0
 def readable_format(episode: Episode, *, history: int = 1, n: int = 4, trace_points: int = 8) -> InstructionFormat:
-    """Make a format with decimal numbers for the robot and the image size of an episode."""
+    """Make a format with decimal numbers for the robot, the image size and the control mode of an episode."""
     image = episode.steps[kept_frames(episode)[0]].image or b""
-    numbers, size = DecimalNumbers(), image_size(image)
-    return InstructionFormat("llarva-workbench-v1", numbers, episode.robot, history, n, trace_points, size)
+    numbers, size, mode = DecimalNumbers(), image_size(image), control_mode_of(episode)
+    own = (mode,) if mode.own_state else ()
+    return InstructionFormat("llarva-workbench-v1", numbers, episode.robot, history, n, trace_points, size, own)
 
 
 def step_text(episode: Episode, step: int, form: InstructionFormat, control_mode: str) -> tuple[str, str]:
@@ -102,8 +103,8 @@ def step_text(episode: Episode, step: int, form: InstructionFormat, control_mode
     image = episode.steps[kept_frames(episode)[0]].image or b""
     if form.image_size != image_size(image):
         raise ExplorerError(f"The format is made for images of {form.image_size}, these have {image_size(image)}.")
-    states = episode_states(episode, control_mode)[max(0, step + 1 - form.history) : step + 1]
-    chunk = action_chunks(actions_in(episode, control_mode), form.n)[step]
+    states = episode_states(episode, form.control_mode(control_mode))[max(0, step + 1 - form.history) : step + 1]
+    chunk = action_chunks(actions_in(episode, form.control_mode(control_mode)), form.n)[step]
     prompt = form.prompt(episode.instructions[0], states, control_mode)
     return prompt, form.answer(step_traces(episode, [step], form)[step], chunk, control_mode)
 
