@@ -39,7 +39,6 @@ from llarva.models.text import (
     vocabulary_texts,
 )
 from .models.tiny import TinySize, make_tiny
-from .robots import get_control_mode
 from .text_runners import TextRunner, make_runner
 
 # %% ../nbs/09_decoding.ipynb #448cd3d6
@@ -175,7 +174,7 @@ class Decoder:
         self._checkpoint = replace(checkpoint, model=self.model)
         penalties, self._row = penalty_rows(self.grammar, head.weight.shape[0])
         self._penalties = penalties.to(self.model.device)
-        self.drafter = Drafter(self.grammar, get_control_mode(control_mode).action_size)
+        self.drafter = Drafter(self.grammar, self.format.control_mode(control_mode).action_size)
         self.draft = draft and bool(self.format.number_tokens())
         self.forced_run = lru_cache(maxsize=None)(self.grammar.forced_run)
 
