@@ -46,6 +46,8 @@ class DetectorSize:
     def __post_init__(self) -> None:
         if self.image_size < 64 or self.image_size % 32:
             raise DetectionError(f"The image side is a multiple of 32 and at least 64, got {self.image_size}.")
+        if self.decoder_layers < 2:
+            raise DetectionError(f"transformers wants at least two decoder layers, got {self.decoder_layers}.")
         if len(self.channels) != 4 or len(self.blocks) != 4 or self.width % self.heads:
             raise DetectionError(f"Four stages, and a width that the heads divide, are needed; got {self}.")
         if any(b <= a for a, b in zip(self.channels, self.channels[1:], strict=False)):

@@ -55,7 +55,7 @@ class DetectorTraining:
             raise DetectionError(f"Steps, batch size, intervals and learning rate are above 0, got {self}.")
 
     def identity(self) -> str:
-        """A short hash of everything that a state belongs to; paths, intervals and nothing else are left out."""
+        """A short hash of everything that a state belongs to; only `out_dir` and the intervals are left out."""
         kept = {k: v for k, v in asdict(self).items() if k not in ("out_dir", "save_every", "log_every")}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -183,15 +183,16 @@ def train_detector(config: DetectorTraining) -> DetectorResult:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         parts = {"loss": outputs.loss, "bbox": outputs.loss_dict["loss_bbox"], "giou": outputs.loss_dict["loss_giou"]}
-        sums.append({name: float(value) for name, value in parts.items()})
+        sums.append({name: float(value.detach()) for name, value in parts.items()})
         if not math.isfinite(sums[-1]["loss"]):
             raise DetectionError(f"The loss became {sums[-1]['loss']} at step {step}; lower the learning rate.")
         after = step + 1
-        if after % config.log_every == 0 or after == config.steps:
+        saving = after % config.save_every == 0 or after == config.steps
+        if saving or after % config.log_every == 0:
             row = {name: float(np.mean([one[name] for one in sums])) for name in parts}
             log.append({"step": after, **row, "seconds": round(time.perf_counter() - started, 1)})
             sums.clear()
-        if after % config.save_every == 0 or after == config.steps:
+        if saving:
             _save_state(state, after, model, optimizer, identity)
             _write_log(out / "log.jsonl", log)
     detector.model.eval()
