@@ -128,10 +128,8 @@ def test_padding_and_neighbours_change_nothing(folders: dict[str, Path], family:
     with torch.no_grad():
         pixels, ids, kinds = batch(backbone.reader, [long, short])
         together = hidden_states(backbone.model, pixels, ids, kinds)[1]
-        one = backbone.reader.encode_row(short, range(0))
-        alone = hidden_states(
-            backbone.model, backbone.reader.pixels(look(1)["image"][None]), torch.tensor([one[0]]), torch.tensor([one[1]])
-        )[0]
+        one = [torch.tensor([row]) for row in backbone.reader.encode_row(short, range(0))]
+        alone = hidden_states(backbone.model, backbone.reader.pixels(look(1)["image"][None]), *one)[0]
     assert torch.allclose(together[: len(alone)], alone, atol=1e-4)
 
 

@@ -65,8 +65,9 @@ VISION = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "n
 
 def llava_parts() -> tuple[Any, Any, Any]:
     tokenizer = llama_tokenizer(extra_special_tokens={"image_token": "<image>"})
+    clip = CLIPVisionConfig(**VISION, image_size=42, patch_size=14, hidden_act="quick_gelu", projection_dim=16)
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**VISION, image_size=42, patch_size=14, hidden_act="quick_gelu", projection_dim=16),
+        vision_config=clip,
         text_config=LlamaConfig(**TEXT, vocab_size=-(-len(tokenizer) // 64) * 64, pad_token_id=0, rms_norm_eps=1e-5),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-2,
         vision_feature_select_strategy="default", image_seq_length=9,
@@ -76,7 +77,8 @@ def llava_parts() -> tuple[Any, Any, Any]:
 
 def smolvlm_parts() -> tuple[Any, Any, Any]:
     marks = ["<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>", "<image>"]
-    tokenizer = byte_tokenizer(marks, bos_token="<|im_start|>", eos_token="<end_of_utterance>", pad_token="<|im_start|>")
+    begin, end = "<|im_start|>", "<end_of_utterance>"
+    tokenizer = byte_tokenizer(marks, bos_token=begin, eos_token=end, pad_token=begin)
     config = SmolVLMConfig(
         vision_config={**VISION, "image_size": 64, "patch_size": 8},
         text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer), "pad_token_id": 0},

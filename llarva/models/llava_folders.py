@@ -12,8 +12,9 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +56,30 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118
-                    yield name, lambda name=name: safe_open(path, "pt").get_tensor(name)
+                names = list(file.keys())
+            yield from ((name, partial(_read_one, path, name)) for name in names)
             return
         mapped = zipfile.is_zipfile(path)  # the oldest pickles can only be read whole
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, SafetensorError) as error:
+        # torch's own message would teach how to open it the dangerous way
+        why = "it asks for more" if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()[0]
         told = f"{path} cannot be read as plain tensors, and nothing else is accepted"
-        raise ConversionError(f"{told}: {str(error).splitlines()[0]}") from error
+        raise ConversionError(f"{told}: {why}.") from error
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ConversionError(f"{path} holds {type(tensors).__name__}, not a table of tensors by name.")
     for name, tensor in tensors.items():
-        yield name, lambda tensor=tensor: tensor
+        yield name, partial(_given, tensor)
+
+
+def _read_one(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _given(tensor: Tensor) -> Tensor:
+    return tensor
 
 # %% ../../nbs/07h_models.llava_folders.ipynb #d83f139c
 _RENAMED = (
@@ -197,9 +210,11 @@ def _layers(folder: Path, base: Path | None, vision: Path) -> tuple[list[list[Pa
     return ([*layers, _adapter_files(folder)], _adapter_scale(folder)) if adapter else (layers, 1.0)
 
 # %% ../../nbs/07h_models.llava_folders.ipynb #a0faa0cb
-def open_llava(folder: Path, base: Path | None, vision: Path) -> LlavaTensors:
-    """Find every tensor of an original LLaVA in its folders; raises `ConversionError` for what does not fit."""
-    layers, scale = _layers(folder, base, vision)
+def open_llava(folder: Path, layers: Sequence[Sequence[Path]], scale: float) -> LlavaTensors:
+    """Find every tensor in files, of which later `layers` go over earlier ones; `scale` is the LoRA's.
+
+    Raises `ConversionError` for half a LoRA, or one of a layer that the base has not.
+    """
     plain: dict[str, Callable[[], Tensor]] = {}
     lora: dict[str, dict[str, Callable[[], Tensor]]] = {}
     for path in [path for files in layers for path in files]:
@@ -287,6 +302,7 @@ def convert_llava(
     folder, out, vision, base = Path(folder), Path(out), Path(vision), Path(base) if base is not None else None
     if out.exists():
         raise ConversionError(f"{out} exists already; choose another folder.")
+    layers, scale = _layers(folder, base, vision)
     original, tower = _read_json(folder / "config.json", "LLaVA"), _read_json(vision / "config.json", "CLIP")
     ratio = original.get("image_aspect_ratio", "square")
     if padding is None and ratio not in _RATIOS:
@@ -298,20 +314,20 @@ def convert_llava(
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.unk_token, "right"
     config = converted_config(original, tower, int(tokenizer.convert_tokens_to_ids("<image>")))
     expected = {name: t.shape for name, t in create(config, device="meta").state_dict().items()}
-    tensors = open_llava(folder, base, vision)
+    tensors = open_llava(folder, layers, scale)
     check_tensors(tensors, expected, rows)
     images = llava_images(config.vision_config.image_size, padding or _RATIOS[ratio])
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_shards(tensors, expected, partial, dtype, shard_bytes)
+    half_made = out.with_name(out.name + ".partial")
+    shutil.rmtree(half_made, ignore_errors=True)
+    half_made.mkdir(parents=True)
+    _write_shards(tensors, expected, half_made, dtype, shard_bytes)
     config.architectures = ["LlavaForConditionalGeneration"]
     config.dtype = dtype or tensors.plain["lm_head.weight"]().dtype
-    config.save_pretrained(partial)
-    images.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    (partial / "chat_template.jinja").write_text(conversation(chat))
-    partial.rename(out)
+    config.save_pretrained(half_made)
+    images.save_pretrained(half_made)
+    tokenizer.save_pretrained(half_made)
+    (half_made / "chat_template.jinja").write_text(conversation(chat))
+    half_made.rename(out)
     return out
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from ..errors import LlarvaError
-from .chat import ChatError, answer_lead, conversation, render
+from .chat import ChatError, answer_lead, render
 from .text import PROMPT, TEXT, PromptReader, SpecialIds, Turn, answer_kinds
 
 # %% ../../nbs/07f_models.readers.ipynb #6d51556c

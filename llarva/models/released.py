@@ -89,7 +89,7 @@ def wording_losses(
     checkpoint: Checkpoint, images: np.ndarray, questions: Sequence[Mapping[str, Any]], answers: Sequence[str],
     templates: Sequence[str] = ("llarva-v7", "llarva-v9"), chats: Sequence[str] = ("vicuna-v1", "llava-v1"),
 ) -> dict[tuple[str, str], float]:  # fmt: skip
-    """`answer_loss` under every template inside every frame; `questions` are arguments of `InstructionFormat.prompt`."""
+    """`answer_loss` under every template inside every frame; `questions` are arguments of `format.prompt`."""
     losses = {}
     for template in templates:
         for chat in chats:

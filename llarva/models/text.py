@@ -150,7 +150,8 @@ def make_processor(tokenizer: PreTrainedTokenizerFast, image_size: int, patch_si
 def pixel_values(images: np.ndarray, processor: LlavaProcessor | PromptReader) -> Pixels:
     """Normalised pixels float32 [B, 3, H, W] of uint8 `images` [B, H, W, 3] that have the processor's size already.
 
-    A pre-trained model's reader resizes by itself and may give several tensors by name. Raises `LlarvaError` for another size: resizing would move the trace's pixels, so it is never done silently.
+    Raises `LlarvaError` for another size: resizing would move the trace's pixels, so it is never done silently. A
+    pre-trained model's reader resizes by itself, and may give several tensors by name.
     """
     if isinstance(processor, PromptReader):
         return processor.pixels(images)
@@ -171,7 +172,7 @@ def image_inputs(pixels: Pixels) -> dict[str, Tensor]:
     return dict(pixels) if isinstance(pixels, BatchFeature) else {"pixel_values": pixels}
 
 
-def take_pixels(pixels: Pixels, chosen: Tensor | slice) -> Pixels:
+def take_pixels(pixels: Pixels, chosen: list[int]) -> Pixels:
     """The `pixels` of some of the images; a tensor may hold several rows for each image, the same number for all."""
     if not isinstance(pixels, BatchFeature):
         return pixels[chosen]

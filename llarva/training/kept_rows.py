@@ -21,7 +21,7 @@ from ..episodes.records import decode_image
 from ..episodes.shards import give_name
 from ..kinematics import proprioception
 from ..models.checkpoints import Checkpoint, CheckpointError, load_checkpoint
-from ..models.text import PROMPT, Turn, encode_row, pixel_values
+from ..models.text import PROMPT, TEXT, PromptReader, Turn, encode_row, image_inputs, pixel_values
 from ..robots import get_robot
 
 # %% ../../nbs/08d_training.kept_rows.ipynb #54eeac6c
@@ -37,7 +37,12 @@ def plain_logits(checkpoint: Checkpoint, image: np.ndarray, ids: Sequence[int], 
     model: Any = checkpoint.model
     tokens = torch.tensor([list(ids)], device=model.device)
     pixels = pixel_values(image[None], checkpoint.processor).to(model.device, model.dtype)
-    logits = model(input_ids=tokens, pixel_values=pixels, attention_mask=torch.ones_like(tokens)).logits
+    inputs = image_inputs(pixels)
+    if isinstance(checkpoint.processor, PromptReader):
+        kinds = torch.full_like(tokens, PROMPT)
+        kinds[:, -count:] = TEXT
+        inputs |= checkpoint.processor.inputs(tokens, kinds)
+    logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **inputs).logits
     return logits[0, -count - 1 : -1].float().cpu()
 
 # %% ../../nbs/08d_training.kept_rows.ipynb #c5ce0563

@@ -103,7 +103,8 @@ class TrainingModule(nn.Module):
         """A LLaVA's hidden states, and what its tower saw where it was asked."""
         llava, seen = self.llava, None
         if not isinstance(llava, LlavaForConditionalGeneration):
-            raise TrainingError(f"{type(llava).__name__} reads whole conversations with pictures; no parts, no features.")
+            name = type(llava).__name__
+            raise TrainingError(f"{name} learns from whole conversations: no layout and no cached features.")
         if features is None:
             vision = llava.get_image_features(**image_inputs(pixels), return_dict=True)
             seen, images = vision.last_hidden_state, torch.stack(list(vision.pooler_output))

@@ -1,0 +1,103 @@
+"""The training loop on pre-trained families: LoRA with its projector, all weights, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbones import PARTS, write_backbone
+
+from llarva.episodes.store import EpisodeStore
+from llarva.instructions.dataset import build_rows
+from llarva.instructions.format import InstructionFormat
+from llarva.instructions.numbers import DecimalNumbers
+from llarva.instructions.rows import BuildConfig
+from llarva.models.adapters import LoraSettings
+from llarva.models.backbones import projectors, vision_model
+from llarva.models.checkpoints import adopt_backbone, load_checkpoint
+from llarva.policy import Policy
+from llarva.robots import get_robot
+from llarva.tabletop.demos import DemoConfig
+from llarva.tabletop.recording import record_demos
+from llarva.training.batches import Sampling, TrainingError
+from llarva.training.config import TrainConfig
+from llarva.training.loop import train
+from llarva.training.losses import LossWeights
+
+MODE = "joint_velocity"
+FORMAT = InstructionFormat("llarva-workbench-v1", DecimalNumbers(), "panda", 1, 1, 3, (128, 128))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of a few real demonstrations."""
+    folder = tmp_path_factory.mktemp("rows")
+    demos = record_demos(DemoConfig("push_buttons", 2, str(folder / "demos"), frames_per_episode=3, kicks=0))
+    build_rows(EpisodeStore(demos.store), BuildConfig(format=FORMAT, control_modes={MODE: 1.0}), folder / "rows")
+    return folder / "rows"
+
+
+def base(family: str, folder: Path) -> Path:
+    write_backbone(family, folder / family, shard="40KB")
+    return adopt_backbone(folder / family, folder / "base", FORMAT)
+
+
+def configure(rows: Path, out: Path, base: Path) -> TrainConfig:
+    return TrainConfig(
+        rows=(str(rows),), out_dir=str(out), steps=3, base=str(base), sampling=Sampling(batch_size=2, points=0),
+        weights=LossWeights(dense=0.0), learning_rate=1e-2, warmup_steps=1, save_every=3, log_every=1, precision="no",
+        threads=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", PARTS)
+def test_a_backbone_goes_through_the_training_loop(family: str, rows: Path, tmp_path: Path) -> None:
+    start = base(family, tmp_path)
+    lora = LoraSettings(rank=4, alpha=8, dropout=0.0, projector=True)
+    config = replace(configure(rows, tmp_path / "out", start), lora=lora)
+    result = train(config)
+    before, after = load_checkpoint(start).model, load_checkpoint(result.checkpoint)
+    old = before.state_dict()
+    moved = {name for name, tensor in after.model.state_dict().items() if not torch.equal(tensor, old[name])}
+    between = tuple(f"{name}." for name in projectors(before))
+    tower = next(name for name, module in before.named_modules() if module is vision_model(before)) + "."
+    assert any(name.startswith(between) for name in moved) and not any("embed" in name for name in moved)
+    assert not [name for name in moved if name.startswith(tower) and not name.startswith(between)]
+    assert any("self_attn.q_proj" in name for name in moved)
+    policy = Policy(after, MODE)
+    policy.reset(["push the red button"])
+    look = {"image": np.zeros((128, 128, 3), np.uint8), "state": np.array(get_robot("panda").home, np.float32),
+            "gripper_open": np.ones(1)}  # fmt: skip
+    assert policy.act([look])[0].actions.shape == (1, 8)
+
+
+def test_all_weights_learn_and_the_same_seed_gives_the_same_bytes(rows: Path, tmp_path: Path) -> None:
+    start = base("llava", tmp_path)
+    config = replace(configure(rows, tmp_path / "one", start), steps=6, learning_rate=3e-3)
+    one, two = train(config), train(replace(config, out_dir=str(tmp_path / "two")))
+    assert one.log[-1]["loss"] < one.log[0]["loss"]
+    files = [sorted(result.checkpoint.glob("*.safetensors")) for result in (one, two)]
+    assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]]
+
+
+def test_the_projector_has_a_rate_of_its_own(rows: Path, tmp_path: Path) -> None:
+    start = base("llava", tmp_path)
+    old = load_checkpoint(start).model.state_dict()
+    config = replace(configure(rows, tmp_path / "out", start), lora=LoraSettings(4, 8, 0.0), steps=1)
+    moves = {}
+    for rate in (1e-6, 1e-2):
+        out = replace(config, out_dir=str(tmp_path / str(rate)), projector_learning_rate=rate)
+        new = load_checkpoint(train(out).checkpoint).model.state_dict()
+        moves[rate] = [max(float((new[n] - old[n]).abs().max()) for n in old if part in n)
+                       for part in ("multi_modal_projector", "q_proj")]  # fmt: skip
+    assert 0 < moves[1e-6][0] < 1e-5 < 1e-3 < moves[1e-2][0]
+    assert moves[1e-6][1] == pytest.approx(moves[1e-2][1], rel=1e-3)
+
+
+def test_what_only_a_tiny_model_learns_is_refused(rows: Path, tmp_path: Path) -> None:
+    config = replace(configure(rows, tmp_path / "out", base("llava", tmp_path)), weights=LossWeights(dense=1.0))
+    with pytest.raises(TrainingError, match="LlavaForConditionalGeneration set weights.dense = 0"):
+        train(config)
