@@ -61,7 +61,8 @@ def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files_open_with_datasets(squares: Path) -> None:
     import datasets
 
-    rows = datasets.load_dataset("parquet", data_files=str(squares / "*.parquet"), split="train", cache_dir=str(squares))
+    files, cache = str(squares / "*.parquet"), str(squares / "cache")
+    rows = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
     assert rows[0]["image"].size == (64, 64) and len(rows[0]["boxes"][0]) == 4
 
 
@@ -179,7 +180,8 @@ def test_overlaps_and_matches() -> None:
     boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
     assert overlaps(boxes, boxes).tolist() == [[1, 0], [0, 1]]
     assert np.isclose(overlaps(boxes[:1], np.array([[5, 0, 15, 10]], np.float32)), 1 / 3)
-    found = Detections(np.array([[21, 20, 31, 30], [20, 20, 30, 30], [50, 50, 60, 60]], np.float32), np.ones(3, np.float32))
+    seen = np.array([[21, 20, 31, 30], [20, 20, 30, 30], [50, 50, 60, 60]], np.float32)
+    found = Detections(seen, np.ones(3, np.float32))
     assert matches(found, boxes).tolist() == [1, -1, -1]
     assert matches(found, np.zeros((0, 4), np.float32)).tolist() == [-1, -1, -1]
 
@@ -295,8 +297,10 @@ def square_episode(seed: int, count: int = 40, **changes: object) -> Episode:
                 camera_intrinsics=np.diag([1000.0, 1000.0, 1.0]), camera_pose=np.eye(4),
             )
         )  # fmt: skip
-    episode = Episode(f"walk-{seed}", "tabletop", "panda", "joint_velocity", ("move the square",), "walk", 0, seed, None,
-                      tuple(steps))  # fmt: skip
+    said = ("move the square",)
+    episode = Episode(
+        f"walk-{seed}", "tabletop", "panda", "joint_velocity", said, "walk", 0, seed, None, tuple(steps)
+    )  # fmt: skip
     return replace(episode, **changes)  # type: ignore[arg-type]
 
 

@@ -22,7 +22,7 @@ from .scene import VISUAL, robot_spec
 # %% ../../nbs/11n1_tabletop.arms.ipynb #b5552180
 @dataclass(frozen=True)
 class EndEffector:
-    """A gripper or tool: its model, the name of the body at which it acts, and joint values (rad, m) open and closed."""
+    """A gripper or tool: its model, the body at which it acts, and joint values (rad, m) open and closed."""
 
     model: str
     acts_at: str = "eef"
@@ -83,8 +83,8 @@ ARMS: Final[dict[str, Arm]] = {
 def light_model(name: str) -> mujoco.MjSpec:
     """One model of `assets/robots`, with its meshes; `LlarvaError` for an unknown one."""
     folder = files("llarva.tabletop") / "assets" / "robots"
-    if not (folder / f"{name}.xml").is_file():
-        known = sorted(entry.name.removesuffix(".xml") for entry in folder.iterdir() if entry.name.endswith(".xml"))
+    known = sorted(entry.name.removesuffix(".xml") for entry in folder.iterdir() if entry.name.endswith(".xml"))
+    if name not in known:
         raise LlarvaError(unknown_choice("robot model", name, known))
     spec = mujoco.MjSpec.from_string((folder / f"{name}.xml").read_text(encoding="utf-8"))
     spec.compiler.boundmass, spec.compiler.boundinertia = 1e-3, 1e-6  # nothing is simulated, but MuJoCo wants some
@@ -174,7 +174,7 @@ def draw_pose(
     for _ in range(tries):
         data.qpos[places] = middle + rng.uniform(-0.95, 0.95, len(places)) * half
         mujoco.mj_kinematics(model, data)
-        tip, body = hand_point(model, data, arm), model.body(arm.acts_at).id
+        tip = hand_point(model, data, arm)
         near = 0.25 * arm.reach < float(np.linalg.norm(tip[:2])) < 1.3 * arm.reach
         if near and _lowest(model, data, arm) > 0.02 * arm.reach and tip[2] < 0.9 * arm.reach:
             down = (data.xpos[model.body(arm.hand[0]).id, 2] - tip[2]) / arm.reach

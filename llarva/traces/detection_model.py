@@ -17,9 +17,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 from transformers import (
-    AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel, RTDetrResNetConfig, RTDetrV2Config,
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    PreTrainedModel,
+    RTDetrResNetConfig,
+    RTDetrV2Config,
     RTDetrV2ForObjectDetection,
-)  # fmt: skip
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 

@@ -25,7 +25,8 @@ class TrackModel:
     """How a hand moves in the picture, and how a detector errs; lengths in shares of the image's diagonal.
 
     `miss` is what leaving a frame without a box costs, in units of log score; `reach` how far a hand may plausibly come
-    from one frame to the next (both are for some 10 to 20 frames per second); `longest_gap` how many frames in a row may be bridged by the choice at a cost per frame.
+    from one frame to the next (both are for some 10 to 20 frames per second); `longest_gap` how many frames in a row
+    may be bridged by the choice at a cost per frame.
     """
 
     acceleration: float = 0.008

@@ -104,7 +104,7 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.AdamW
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise DetectionError(f"{path} cannot be read: {error}. Delete it to start again.") from error
     if about.get("identity") != identity:

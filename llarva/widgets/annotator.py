@@ -246,7 +246,9 @@ def _rectangle(box: Sequence[float], colour: str, dash: str) -> dict[str, Any]:
             "line": {"color": colour, "width": 2, "dash": dash}}  # fmt: skip
 
 
-def detect_frames(detector: Detector, images: Mapping[Frame, bytes], threshold: float = 0.05) -> dict[Frame, Detections]:
+def detect_frames(
+    detector: Detector, images: Mapping[Frame, bytes], threshold: float = 0.05
+) -> dict[Frame, Detections]:
     """What a detector sees in some frames."""
     found = detector.detect([decode_image(image) for image in images.values()], threshold)
     return dict(zip(images, found, strict=True))
