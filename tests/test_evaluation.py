@@ -13,7 +13,7 @@ from patch_world import FORMAT, MODE, Patches, make_checkpoint
 
 from llarva.evaluation import rollouts
 from llarva.evaluation.rollouts import evaluate
-from llarva.evaluation.rows import TIMINGS, EvaluationError, format_summary, part_path, read_rows
+from llarva.evaluation.rows import TIMINGS, EvaluationError, format_summary, read_rows
 from llarva.evaluation.scenes import EvaluationConfig, check_seeds, scenes_of
 from llarva.instructions.numbers import BinNumbers, Range
 

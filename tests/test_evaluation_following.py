@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llarva.evaluation.following import follow
 from llarva.evaluation.batches import followed
+from llarva.evaluation.following import follow
 
 LINES = arrays(np.float64, st.tuples(st.integers(2, 9), st.just(2)), elements=st.floats(0, 128, width=32))
 

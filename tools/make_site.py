@@ -20,8 +20,11 @@ import nbformat
 from card_pages import card_pages
 from plotly.offline import get_plotlyjs
 
+from llarva.evaluation.literature import comparison_page, read_any_rows
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES, SITE = ROOT / "_proc", ROOT / "_docs"
+OWN_ROWS = ROOT / "nbs" / "runs" / "benchmark" / "evaluation.parquet"
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 # Rooms in the order in which data flows through them.
 ROOMS = [
@@ -260,6 +263,8 @@ def gather() -> None:
         if others[folder]:
             write_text(f"{folder}/index", listing(title, text, others[folder]))
     guides = [f"/{path.stem}" for path in sorted((ROOT / "docs" / "pages").glob("*.md"), reverse=True)]
+    write_text("literature", comparison_page(read_any_rows(OWN_ROWS)))
+    guides.append("/literature")
     guides += [f"/{folder}/index" for folder in FOLDERS if others[folder]]
     trees = [toctree(guides, "Using it"), toctree(write_cards(), "Data"), toctree(room_pages(modules), "Rooms")]
     write_text("index", landing(trees))

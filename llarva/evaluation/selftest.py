@@ -9,7 +9,6 @@ __all__ = ['ROUNDING', 'SelfTestError', 'SelfTest', 'first_unlike', 'Replay', 's
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,7 +110,7 @@ class Replay:
             now, then = self._text(int(logits[place].argmax())), self._text(row["said_ids"][place])
             raise SelfTestError(f"Row {row['id']}: at token {place} of its answer the model says {now} and said {then} "
                                 "at the end of its training. Weights, image processing or a library have changed. "
-                                f"For weights that were changed on purpose, keep the rows anew: keep_rows, {KEPT_ROWS}.")
+                                f"After a change on purpose keep the rows anew: keep_rows, {KEPT_ROWS}.")
 
     def _allowed(self, answer: Sequence[int]) -> list[Any]:
         grammar, state, found = self.decoder.grammar, self.decoder.grammar.start, []
@@ -153,5 +152,5 @@ def _check_poses(robot: str, poses: Mapping[str, Any]) -> None:
     now = reference_poses(robot)
     for mode, then in poses.items():
         if mode not in now or not np.allclose(now[mode], then, atol=1e-4):
-            raise SelfTestError(f"The kinematics of {robot} gives other states in {mode!r} than when the checkpoint was "
-                                f"trained: {now.get(mode)}, then {then}.")
+            raise SelfTestError(f"The kinematics of {robot} gives other states in {mode!r} than when the checkpoint "
+                                f"was trained: {now.get(mode)}, then {then}.")

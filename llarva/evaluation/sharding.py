@@ -34,7 +34,7 @@ from .scenes import EvaluationConfig, scenes_of
 # %% ../../nbs/12d2_evaluation.sharding.ipynb #b1d541d6
 @dataclass(frozen=True, eq=False)
 class Report:
-    """News of a worker: a batch `played`, an `error` of the evaluation's own, that it `died`; or else that it is ready."""
+    """News of a worker: a batch `played`, an `error` of the evaluation's own, that it `died`; else that it is ready."""
 
     worker: int
     played: Played | None = None
@@ -124,8 +124,8 @@ def ready_player(order: Order) -> Player:
     config, make_env, film_format, wanted = order
     checkpoint = load_either(config.checkpoint)
     if fingerprint(checkpoint) != wanted:
-        raise EvaluationError(f"{config.checkpoint} is not the checkpoint that this evaluation began with. Workers load "
-                              "it from its folder, which must not change meanwhile.")
+        raise EvaluationError(f"{config.checkpoint} is not the checkpoint that this evaluation began with. Workers "
+                              "load it from its folder, which must stay as it is.")
     return Player(config, checkpoint, make_env, film_format)
 
 
