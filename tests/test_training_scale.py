@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -239,6 +237,12 @@ def test_speed_is_not_identity() -> None:
         assert replace(plan, **changes).identity() != plan.identity()  # type: ignore[arg-type]
 
 
+def test_identities_of_old_adapters_stay_what_they_were() -> None:
+    plan = TrainConfig(rows=("rows",), out_dir="out", steps=1000, base="base", lora=LoraSettings(8, 16))
+    assert plan.identity() == "a6a232ebc9c1a7f6"
+    assert replace(plan, lora=LoraSettings(8, 16, projector=True)).identity() != plan.identity()
+
+
 def test_another_base_is_refused(rows: Path, trained: Path, tmp_path: Path) -> None:  # noqa: F811
     base = tmp_path / "base"
     shutil.copytree(trained, base)
@@ -271,41 +275,43 @@ def test_other_rows_and_results_are_refused(rows: Path, trained: Path, tmp_path:
         train(configure(rows, tmp_path / "taken", steps=1))
 
 
-SAVE = """
-import sys, torch
-from pathlib import Path
-from llarva.training.passes import PassSampler
-from llarva.training.state import load_state, newest_state, save_state
-torch.set_num_threads(1)
-layer = torch.nn.Linear(1200, 1200)
-adam = torch.optim.AdamW(layer.parameters())
-newest = newest_state(Path(sys.argv[1]))
-done = load_state(newest, layer, [adam], "p") if newest else 0
-for step in range(done + 1, 10**6):
-    with torch.no_grad():
-        layer.weight.fill_(step)
-    layer(torch.ones(1, 1200)).sum().backward()
-    save_state(Path(sys.argv[1]), step, layer, [adam], "p")
-    print(step, flush=True)
-"""
+def save_forever(folder: Path, tell: int) -> None:
+    """Go on from the newest state and save one after the other, telling each step once its state is there."""
+    layer = torch.nn.Linear(400, 400)
+    adam = torch.optim.AdamW(layer.parameters())
+    newest = newest_state(folder)
+    done = load_state(newest, layer, [adam], "p") if newest else 0
+    for step in range(done + 1, 10**6):
+        with torch.no_grad():
+            layer.weight.fill_(step)
+        layer(torch.ones(1, 400)).sum().backward()
+        adam.step()
+        with torch.no_grad():
+            layer.weight.fill_(step)
+        save_state(folder, step, layer, [adam], "p")
+        os.write(tell, f"{step}\n".encode())
 
 
 def test_states_survive_kills_while_they_are_written(tmp_path: Path) -> None:
-    moments, told = np.random.default_rng(), 0
-    for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", SAVE, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        assert int(first) > told
-        time.sleep(float(moments.uniform(0, 0.15)))
-        process.send_signal(signal.SIGKILL)
-        told = max(int(line) for line in [first, *process.stdout.read().split()])
-        process.wait()
-        layer = torch.nn.Linear(1200, 1200)
-        newest = newest_state(tmp_path)
+    moments, step = np.random.default_rng(), 0
+    torch.set_num_threads(1)
+    for _ in range(12):
+        listen, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            save_forever(tmp_path, tell)
+        os.close(tell)
+        with open(listen) as heard:
+            told = int(heard.readline())
+            assert told == step + 1
+            time.sleep(float(moments.uniform(0, 0.1)))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            told = max([told, *map(int, heard.read().split())])
+        layer, newest = torch.nn.Linear(400, 400), newest_state(tmp_path)
         assert newest is not None
         step = load_state(newest, layer, [torch.optim.AdamW(layer.parameters())], "p")
-        # what was reported is there, and what is there is whole
+        # what was told is there, and what is there is whole
         assert step >= told and bool((layer.weight == step).all())
     save_state(tmp_path, step + 1, layer, [], "p")
     assert not list(tmp_path.glob("*.partial")) and len(list(tmp_path.glob("step-*"))) == 2
