@@ -14,8 +14,9 @@ from llarva.episodes.records import Episode, EpisodeError, Step, decode_image, d
 from llarva.episodes.resizing import FITS, Resizing, resize_episode, resize_mask, resize_picture
 from llarva.episodes.store import EpisodeStore
 from llarva.errors import LlarvaError
-from llarva.instructions.dataset import RowStore, own_modes
-from llarva.instructions.rows import RowError
+from llarva.instructions.dataset import RowStore, build_rows, fit_numbers, own_modes
+from llarva.instructions.format import InstructionFormat
+from llarva.instructions.rows import BuildConfig, RowError
 from llarva.metrics import read_metrics
 from llarva.models.checkpoints import load_checkpoint
 from llarva.policy import Policy, PolicyError
@@ -23,6 +24,7 @@ from llarva.runs import run_notebook
 from llarva.sources.importing import ImportConfig, import_episodes
 from llarva.sources.opcodes import SourceError
 from llarva.sources.rlds_writer import write_rlds
+from llarva.traces.projection import Trace
 
 SIDE = 128
 
@@ -95,6 +97,35 @@ def test_rows_say_what_the_data_says(pots: Path, tmp_path: Path) -> None:
     wide = np.subtract(rows.format.numbers.ranges["state:end_effector_motion"].upper, -3.5)
     stored = EpisodeStore(summary.store)[0].steps[row["step"]].state
     np.testing.assert_allclose(state, stored, atol=wide.max() / 255)
+
+
+def test_traces_that_somebody_else_finds(pots: Path, tmp_path: Path) -> None:
+    """A detector's traces are written where it finds any; the other rows ask for none, and are counted."""
+    summary = import_episodes(configure(pots, tmp_path / "import", image_size=(SIDE, SIDE)), progress=False)
+    store = EpisodeStore(summary.store)
+    modes = own_modes(store, load_cards(pots))
+    numbers = fit_numbers(store, modes, (SIDE, SIDE))
+    form = InstructionFormat("llarva-workbench-v1", numbers, "widowx", 1, 2, 4, (SIDE, SIDE), modes)
+    config = BuildConfig(form, {modes[0].name: 1.0}, traced_by="a person")
+    with pytest.raises(RowError, match="calibrated camera"):
+        build_rows(store, config, tmp_path / "none")
+
+    def find(episode: Episode) -> Trace | None:
+        points = np.linspace((10, 20), (70, 80), len(episode.steps)).astype(np.float32)
+        seen = np.ones(len(points), bool)
+        return None if episode.episode_id == store[1].episode_id else Trace(points, seen, "detection")
+
+    built = build_rows(store, config, tmp_path / "rows", traces_of=find)
+    assert (built.rows, built.untraced) == (18, 6) and "6 rows ask for no trace" in built.report()
+    rows = list(RowStore(tmp_path / "rows"))
+    assert RowStore(tmp_path / "rows").summary.untraced == 6
+    for row in rows:
+        asked = form.parse_prompt(row["prompt"])
+        assert asked.with_trace == (row["episode_id"] != store[1].episode_id)
+        answer = form.parse(row["answer"], modes[0].name, asked.with_trace)
+        if asked.with_trace:
+            ends = [[10 + 10 * row["step"], 20 + 10 * row["step"]], [70, 80]]
+            np.testing.assert_allclose(answer.trace[[0, -1]], ends, atol=0.3)
 
 
 def test_two_meanings_of_one_mode_are_refused(pots: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from ..episodes.records import Episode, actions_in
 from ..episodes.store import EpisodeStore
 from .format import InstructionFormat
 from .numbers import Array, BinNumbers
-from .rows import BuildConfig, RowError, Tally, episode_rows, episode_states
+from .rows import BuildConfig, RowError, Tally, Traces, episode_rows, episode_states
 from llarva.instructions.shards import (
     note_rows,
     note_words,
@@ -43,18 +43,21 @@ Stores: TypeAlias = EpisodeStore | Sequence[EpisodeStore]
 # %% ../../nbs/06f_instructions.dataset.ipynb #dc1790f6
 @dataclass(frozen=True)
 class BuildSummary:
-    """What a build produced: rows and episodes in total, shards written now, clipping per field, episodes rejected."""
+    """What a build produced: rows and episodes in total, shards written now, clipping per field, episodes rejected, and
+    rows that ask for no trace because none is known."""
 
     rows: int
     episodes: int
     shards_written: int
     clipped: Mapping[str, tuple[int, int]]
     rejected: int = 0
+    untraced: int = 0
 
     def report(self) -> str:
         """Return a few lines for people: counts, and the share of clipped values per field."""
         lines = [f"{self.rows} rows of {self.episodes} episodes ({self.shards_written} shards written now)"]
         lines += [f"  {self.rejected} rejected episodes were left out"] if self.rejected else []
+        lines += [f"  {self.untraced} rows ask for no trace: none is known"] if self.untraced else []
         lines += [
             f"  {name}: {clipped} of {total} values clipped ({clipped / max(total, 1):.2%})"
             for name, (clipped, total) in sorted(self.clipped.items())
@@ -62,11 +65,13 @@ class BuildSummary:
         return "\n".join(lines)
 
 
-def build_rows(stores: Stores, config: BuildConfig, out: str | Path, progress: bool = False) -> BuildSummary:
+def build_rows(
+    stores: Stores, config: BuildConfig, out: str | Path, progress: bool = False, traces_of: Traces | None = None
+) -> BuildSummary:
     """Build (or finish building) the row store `out` from episode stores; RowError when it holds something else.
 
     Same stores, decisions and configuration: same bytes. Rejected episodes are left out and counted. `progress` shows a
-    bar.
+    bar. `traces_of` gives an episode's trace where it is not to be projected; `config.traced_by` then says who that is.
     """
     stores, folder = [stores] if isinstance(stores, EpisodeStore) else list(stores), Path(out)
     ids = [name for store in stores for name in store.ids]
@@ -84,8 +89,9 @@ def build_rows(stores: Stores, config: BuildConfig, out: str | Path, progress: b
     episodes = _episodes(stores, without, done * config.episodes_per_shard)
     for number in tqdm(range(done, count), disable=not progress, desc="rows", unit="shard"):
         tally, stretch = Tally(config.format), list(islice(episodes, config.episodes_per_shard))
-        rows = [row for episode in stretch for row in episode_rows(episode, config, tally)]
-        index["shards"].append(write_shard(folder, number, rows) | {"episodes": len(stretch), "clipped": tally.clipped})
+        rows = [row for episode in stretch for row in episode_rows(episode, config, tally, traces_of)]
+        counts = {"episodes": len(stretch), "clipped": tally.clipped, "untraced": tally.untraced}
+        index["shards"].append(write_shard(folder, number, rows) | {k: v for k, v in counts.items() if v or k != "untraced"})
         note_words(index, tally.instructions, tally.object_names)
         index["complete"] = number + 1 == count
         write_index(folder, index)
@@ -115,7 +121,8 @@ def _summary(index: Mapping[str, Any], written: int) -> BuildSummary:
             before = clipped.get(name, (0, 0))
             clipped[name] = before[0] + some, before[1] + total
     rows, episodes = (sum(shard[name] for shard in index["shards"]) for name in ("rows", "episodes"))
-    return BuildSummary(rows, episodes, written, clipped, index.get("rejected", 0))
+    untraced = sum(shard.get("untraced", 0) for shard in index["shards"])
+    return BuildSummary(rows, episodes, written, clipped, index.get("rejected", 0), untraced)
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #fa770307
 def write_rows(
