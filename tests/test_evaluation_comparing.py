@@ -26,9 +26,10 @@ from llarva.suites import RLBENCH_18
 
 # ---- the sequential test
 
-COUNTS = st.tuples(st.integers(0, 150), st.integers(0, 150), st.integers(0, 150))
+COUNTS = st.tuples(st.integers(0, 100), st.integers(0, 100), st.integers(0, 100))
 
 
+@settings(deadline=None)
 @given(COUNTS)
 def test_capital_against_equality_is_the_sign_test_of_discordant_pairs(counts: tuple[int, int, int]) -> None:
     a, b, neither = counts
@@ -48,15 +49,15 @@ def test_every_bet_is_fair(plus: float, minus: float, stake: float) -> None:
 
 
 def test_equal_policies_are_seldom_called_different_at_any_look() -> None:
-    wrong, covered, runs = 0, 0, 120
+    wrong, covered, runs = 0, 0, 60
     for run in range(runs):
         rng, test = np.random.default_rng(run), SequentialTest()
-        for _ in range(40):
+        for _ in range(30):
             test.add({task: [(bool(rng.random() < rate), bool(rng.random() < rate))] for task, rate in
                       (("a", 0.8), ("b", 0.5), ("c", 0.2))})
         wrong += test.verdict is not None
         covered += all(one.low <= 0 <= one.high for one in test.looks)
-    assert wrong <= 12 and covered >= runs - 12  # 5 % of 120 is 6
+    assert wrong <= 8 and covered >= runs - 8  # 5 % of 60 is 3
 
 
 def test_verdicts() -> None:
@@ -77,6 +78,7 @@ def test_verdicts() -> None:
             SequentialTest(**wrong)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
 def test_differences_and_adjustments(pairs: list[tuple[bool, bool]]) -> None:
     a, b = zip(*pairs, strict=True)
@@ -119,7 +121,8 @@ def test_a_comparison_stops_early_and_goes_on(tmp_path: Path) -> None:
         task_tests(found)
     strict = compare_checkpoints(config, "y", SequentialTest(alpha=1e-9), checkpoints=two, make_env=kinds,
                                  progress=False)  # fmt: skip
-    assert strict.verdict is None and strict.looks[: len(found.looks)] == found.looks
+    same = [one.capital for one in strict.looks[: len(found.looks)]] == [one.capital for one in found.looks]
+    assert strict.verdict is None and same
     mean, tests = task_tests(strict)
     assert mean.estimate == 1.0 and [row["only a"] for row in tests] == [12, 12]
     assert json.loads((tmp_path / "comparison.json").read_text())["verdict"] is None

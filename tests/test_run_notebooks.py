@@ -59,11 +59,23 @@ def test_evaluate(chain: Path) -> None:
     run_notebook("evaluate", chain / "evaluate", few)
     saved = read_metrics(chain / "evaluate")["metrics"]
     assert saved["scenes"] == "test scenes 1000000–1000001"
+    assert "4 training rows" in saved["self_test"] and "in 2 of 2 episodes" in saved["repeated"]
+    assert saved["published"] == "4 of 4 scenes are on the published list"
     table = [(row["task"], row["control"]) for row in saved["table"]]
     assert table == [("push_buttons", "none"), ("open_drawer", "none"), ("push_buttons", "colours_swapped")]
     assert [row["task"] for row in saved["means"]] == ["mean over tasks"]
     assert list((chain / "evaluate").glob("rollouts/strips/*.png"))
     assert list((chain / "evaluate").glob("rollouts/films/*.mp4"))
+
+
+def test_choose_and_compare(chain: Path) -> None:
+    mine, tiny = str(chain / "train" / "checkpoint"), {"episodes": 2, "batch": 2, "max_steps": 4}
+    run_notebook("choose", chain / "choose", {**tiny, "checkpoints": [mine]})
+    saved = read_metrics(chain / "choose")["metrics"]
+    assert saved["chosen"] == mine and saved["scenes"] == "validation scenes 1900000–1900001"
+    # The folder of a choice is a checkpoint like any other.
+    run_notebook("compare", chain / "compare", {**tiny, "a": str(chain / "choose"), "b": mine})
+    assert read_metrics(chain / "compare")["metrics"]["verdict"].startswith("undecided after 2 of 2 scenes")
 
 
 def test_quickstart(chain: Path) -> None:

@@ -107,7 +107,7 @@ def read_repeat(folder: Path | str) -> Repeat:
     if not path.is_file():
         return Repeat((), 0, 0)
     found: Mapping[str, Any] = json.loads(path.read_text())
-    return Repeat(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+    return Repeat(tuple(found["parts"]), found["episodes"], found["same"], tuple(found["differing"]))
 
 
 def read_self_test(folder: Path | str) -> SelfTest:

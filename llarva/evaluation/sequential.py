@@ -16,7 +16,7 @@ from scipy.special import logsumexp, roots_jacobi
 from .statistics import StatisticsError
 
 # %% ../../nbs/12g_evaluation.sequential.ipynb #1131cfc4
-POINTS, SPREAD = 256, 2.0
+POINTS, SPREAD = 128, 2.0
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +38,7 @@ def log_capital(only_a: int, only_b: int, neither: int, differences: np.ndarray)
     return np.asarray(logsumexp(grown + weights, axis=1))
 
 # %% ../../nbs/12g_evaluation.sequential.ipynb #5e838fae
-GRID = np.linspace(-0.998, 0.998, 999)
+GRID = np.linspace(-0.995, 0.995, 399)
 
 
 @dataclass(frozen=True)

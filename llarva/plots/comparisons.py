@@ -26,7 +26,8 @@ def evidence_figure(looks: Sequence[Evidence], alpha: float = 0.05, margin: floa
         (one.low for one in looks), (one.high for one in looks), (one.difference for one in looks)))
     figure = go.Figure()
     figure.add_scatter(x=[*scenes, *scenes[::-1]], y=[*high, *low[::-1]], fill="toself", mode="lines",
-                       line={"width": 0}, fillcolor="rgba(68,119,170,0.2)", hoverinfo="skip", name=f"bounds, {1 - alpha:.0%} at all looks")
+                       line={"width": 0}, fillcolor="rgba(68,119,170,0.2)", hoverinfo="skip",
+                       name=f"bounds, {1 - alpha:.0%} at all looks")
     figure.add_scatter(x=scenes, y=now, mode="lines+markers", line={"color": "#4477AA"}, name="a − b",
                        text=[f"p = {one.p_value:.2g}" for one in looks], hovertemplate="%{y:+.0f} points, %{text}")
     figure.add_hline(y=0, line={"color": "#222222", "width": 1})
