@@ -19,6 +19,7 @@ from ..episodes.records import decode_image
 from .players import Loaded
 from .rows import EvaluationError
 from ..instructions.dataset import RowStore
+from ..instructions.reader import AnswerError
 from ..models.checkpoints import Checkpoint
 from ..models.text import encode_prompt
 from ..policy import Policy
@@ -142,7 +143,11 @@ def self_test(checkpoint: Loaded, training_rows: str | None = None, count: int =
     replays: dict[tuple[str, bool], Replay] = {}
     tokens = 0
     for row in rows:
-        key = row["control_mode"], checkpoint.format.parse_prompt(row["prompt"]).with_trace
+        try:
+            key = row["control_mode"], checkpoint.format.parse_prompt(row["prompt"]).with_trace
+        except AnswerError as error:
+            raise SelfTestError(f"Row {row['id']}: the template {checkpoint.format.template} cannot read its prompt: "
+                                f"{error}") from error
         replays.setdefault(key, Replay(checkpoint, *key))
         tokens += replays[key].row(row)
     return SelfTest(len(rows), tokens, source)
