@@ -8,7 +8,7 @@ __all__ = ['EpisodeWriter', 'EpisodeStore', 'verify_store']
 # %% ../../nbs/03a_episodes.store.ipynb #95e1e242
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -147,8 +147,12 @@ class EpisodeStore:
         """Stream every `count`-th episode, from the `index`-th on: worker `index` of `count` sees just its share."""
         if not 0 <= index < count:
             raise EpisodeError(f"Shard index must be in [0, {count}), got {index}.")
+        return self.stream(range(index, len(self), count))
+
+    def stream(self, indices: Iterable[int]) -> Iterator[Episode]:
+        """Stream the episodes of those places in the store; neighbours share one opened file."""
         opened, file = -1, None
-        for s, g in self._places[index::count]:
+        for s, g in (self._places[index] for index in indices):
             if file is None or s != opened:
                 opened, file = s, self._open(s)
             yield self._read(file, s, g)

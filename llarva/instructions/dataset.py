@@ -7,7 +7,6 @@ __all__ = ['Stores', 'BuildSummary', 'build_rows', 'write_rows', 'RowStore', 'ow
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #948d7bb7
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,23 +19,27 @@ import numpy as np
 from tqdm import tqdm
 
 from ..cards import Card
-from ..episodes.records import Episode, actions_in
 from ..episodes.store import EpisodeStore
+from ..episodes.stretches import Stretches
 from .format import InstructionFormat
-from .numbers import Array, BinNumbers
-from .rows import BuildConfig, RowError, Tally, Traces, episode_rows, episode_states
+from .jobs import NumbersJob, RowJob, Sample
+from .numbers import BinNumbers
+from .rows import BuildConfig, RowError, Traces
 from llarva.instructions.shards import (
+    begin_again,
+    complete_index,
     note_rows,
-    note_words,
     open_index,
     read_index,
     read_rows,
     stored_words,
+    whole_shards,
     write_index,
     write_shard,
 )
 from ..robots import ControlMode, get_control_mode
 from ..traces.decisions import digest, rejected
+from ..workers import share
 
 Stores: TypeAlias = EpisodeStore | Sequence[EpisodeStore]
 
@@ -66,12 +69,19 @@ class BuildSummary:
 
 
 def build_rows(
-    stores: Stores, config: BuildConfig, out: str | Path, progress: bool = False, traces_of: Traces | None = None
+    stores: Stores,
+    config: BuildConfig,
+    out: str | Path,
+    progress: bool = False,
+    traces_of: Traces | None = None,
+    workers: int = 1,
+    executor: str = "processes",
 ) -> BuildSummary:
     """Build (or finish building) the row store `out` from episode stores; RowError when it holds something else.
 
-    Same stores, decisions and configuration: same bytes. Rejected episodes are left out and counted. `progress` shows a
-    bar. `traces_of` gives an episode's trace where it is not to be projected; `config.traced_by` then says who that is.
+    Same stores, decisions and configuration: same bytes, whoever works (`workers` and `executor`: see
+    `llarva.workers.share`). Rejected episodes are left out and counted. `progress` shows a bar. `traces_of` gives an
+    episode's trace where it is not to be projected; `config.traced_by` then says who that is.
     """
     stores, folder = [stores] if isinstance(stores, EpisodeStore) else list(stores), Path(out)
     ids = [name for store in stores for name in store.ids]
@@ -80,38 +90,25 @@ def build_rows(
             f"The stores must hold at least one episode and no id twice: {len(ids)}, {len(set(ids))} different."
         )
     without = [rejected(store.folder, store.ids) for store in stores]
-    kept = len(ids) - sum(map(len, without))
-    if not kept:
+    episodes = Stretches.of(stores, without, config.episodes_per_shard)
+    if not episodes.episodes:
         raise RowError(f"All {len(ids)} episodes are rejected; there is nothing to build.")
     sources = [_source(store, names) for store, names in zip(stores, without, strict=True)]
-    index = open_index(folder, config.to_json(), sources) | {"rejected": len(ids) - kept}
-    done, count = len(index["shards"]), -(-kept // config.episodes_per_shard)
-    episodes = _episodes(stores, without, done * config.episodes_per_shard)
-    for number in tqdm(range(done, count), disable=not progress, desc="rows", unit="shard"):
-        tally, stretch = Tally(config.format), list(islice(episodes, config.episodes_per_shard))
-        rows = [row for episode in stretch for row in episode_rows(episode, config, tally, traces_of)]
-        counts = {"episodes": len(stretch), "clipped": tally.clipped, "untraced": tally.untraced}
-        index["shards"].append(write_shard(folder, number, rows) | {k: v for k, v in counts.items() if v or k != "untraced"})
-        note_words(index, tally.instructions, tally.object_names)
-        index["complete"] = number + 1 == count
-        write_index(folder, index)
-    return _summary(index, count - done)
+    index = open_index(folder, config.to_json(), sources)
+    whole = whole_shards(folder, index)
+    missing = [number for number in range(len(episodes)) if number not in whole]
+    if missing or not index["complete"]:
+        index = begin_again(folder, index, whole) | {"rejected": len(ids) - episodes.episodes}
+        pieces = share(RowJob(episodes, config, folder.resolve(), traces_of), missing, workers, executor)
+        for _ in tqdm(pieces, total=len(missing), disable=not progress, desc="rows", unit="shard"):
+            pass
+        index = complete_index(folder, index, len(episodes))
+    return _summary(index, len(missing))
 
 
 def _source(store: EpisodeStore, without: Set[str]) -> str:
     """What tells a store's episodes from others: their fingerprint, and who is left out."""
     return store.fingerprint() + (f" without {digest(without)}" if without else "")
-
-
-def _episodes(stores: Sequence[EpisodeStore], without: Sequence[Set[str]], skip: int) -> Iterator[Episode]:
-    """Stream the episodes of all stores but those `without` (ids per store), from the `skip`-th on."""
-    for store, names in zip(stores, without, strict=True):
-        kept = [k for k, name in enumerate(store.ids) if name not in names]
-        if skip == 0:
-            yield from (episode for episode in store if episode.episode_id not in names)
-        else:
-            yield from (store[k] for k in kept[skip:])
-        skip = max(0, skip - len(kept))
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #c99f52c1
 def _summary(index: Mapping[str, Any], written: int) -> BuildSummary:
@@ -201,25 +198,6 @@ def own_modes(stores: Stores, cards: Mapping[str, Card]) -> tuple[ControlMode, .
     return tuple(found.values())
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #fbdbf238
-class _Sample:
-    """The rows with the smallest keys among all that were offered, at most `size`."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.keys, self.rows = size, list[Array](), list[Array]()
-
-    def offer(self, keys: Array, rows: Array) -> None:
-        self.keys.append(keys)
-        self.rows.append(rows)
-        if sum(map(len, self.keys)) > 4 * self.size:
-            self.keys, self.rows = [np.concatenate(self.keys)], [np.concatenate(self.rows)]
-            best = np.argsort(self.keys[0], kind="stable")[: self.size]
-            self.keys, self.rows = [self.keys[0][best]], [self.rows[0][best]]
-
-    def result(self) -> Array:
-        best = np.argsort(np.concatenate(self.keys), kind="stable")[: self.size]
-        return np.concatenate(self.rows)[best]
-
-
 def fit_numbers(
     stores: Stores,
     control_modes: Sequence[str | ControlMode],
@@ -229,24 +207,21 @@ def fit_numbers(
     margin: float = 0.05,
     sample: int = 100_000,
     seed: int = 0,
+    workers: int = 1,
+    executor: str = "processes",
 ) -> BinNumbers:
     """Fit bin ranges to the states and actions of `stores`, in constant memory (at most 4 × `sample` steps).
 
-    Rejected episodes do not count. RowError for empty stores; the source's error when an episode lacks what a control
-    mode needs.
+    Rejected episodes do not count; `workers` and `executor` change nothing but the time. RowError for empty stores; the
+    source's error when an episode lacks what a control mode needs.
     """
-    samples: dict[str, _Sample] = {}
+    stores = [stores] if isinstance(stores, EpisodeStore) else list(stores)
+    episodes = Stretches.of(stores, [rejected(store.folder, store.ids) for store in stores], size=64)
+    samples: dict[str, Sample] = {}
     modes = [get_control_mode(mode) for mode in control_modes]
-    for store in [stores] if isinstance(stores, EpisodeStore) else stores:
-        for episode in _episodes([store], [rejected(store.folder, store.ids)], 0):
-            rng = np.random.default_rng([seed, zlib.crc32(episode.episode_id.encode())])
-            keys = rng.random(len(episode.steps))
-            for mode in modes:
-                for name, values in (
-                    (f"state:{mode.name}", episode_states(episode, mode)),
-                    (f"action:{mode.name}", actions_in(episode, mode)),
-                ):
-                    samples.setdefault(name, _Sample(sample)).offer(keys[: len(values)], values)
+    for found in share(NumbersJob(episodes, tuple(modes), sample, seed), range(len(episodes)), workers, executor):
+        for name, (keys, values) in found.items():
+            samples.setdefault(name, Sample(sample)).offer(keys, values)
     if not samples:
         raise RowError("Ranges cannot be fitted to stores without episodes.")
     height, width = image_size
@@ -255,5 +230,5 @@ def fit_numbers(
         openings = [(f"action:{mode.name}", k) for k, unit in enumerate(mode.action_units) if unit == "1 = open"]
         openings += [] if mode.own_state else [(f"state:{mode.name}", mode.state_size - 1)]
         fixed |= dict.fromkeys(openings, (0.0, 1.0))
-    fields = {name: found.result() for name, found in samples.items()} | {"trace": np.zeros((1, 2))}
+    fields = {name: sampled.best()[1] for name, sampled in samples.items()} | {"trace": np.zeros((1, 2))}
     return BinNumbers.fit(fields, quantiles, margin, bins, fixed)
