@@ -100,8 +100,8 @@ def comparison_page(rows: Sequence[Row], title: str = "Beside the literature") -
         if tabletop else "The figures here are from RLBench; what is still different stands in the tables."
     )
     parts = [f"# {title}", warning, "In percent; here with exact 95 % intervals (Clopper–Pearson), the mean with "
-             "a stratified bootstrap. Published figures mostly come without: at 25 scenes a task's 95 % interval is up to "
-             "40 points wide, and the mean of 18 tasks' about 8."]
+             "a stratified bootstrap. Published figures mostly come without: at 25 scenes a task's 95 % interval is "
+             "up to 40 points wide, and the mean of 18 tasks' about 8."]
     for suite, protocol in literature()["protocols"].items():
         parts += [f"## {protocol['title']}", protocol_table(suite, rows), protocol["note"], success_table(suite, rows),
                   "\n".join(_sources(suite))]
