@@ -99,8 +99,8 @@ def proprioception(
 
     From joint positions [..., 7] (rad) and the gripper's opening [...] (0 closed to 1 open). `joint_velocity`: the
     joint positions, then the opening. `end_effector_delta`: TCP position in the base frame (m), rotation vector of
-    `R @ R_DOWN.T` (rad), opening. A mode with a state of its own: the numbers [..., k] as they are, or the opening where
-    it has no other. Raises `RobotError` for an unknown mode or robot, or another number of numbers.
+    `R @ R_DOWN.T` (rad), opening. A mode with a state of its own: the numbers [..., k] as they are, or the opening
+    where it has no other. Raises `RobotError` for an unknown mode or robot, or another number of numbers.
     """
     mode = get_control_mode(control_mode)
     joints = np.asarray(joint_positions, dtype=np.float64)
@@ -108,7 +108,8 @@ def proprioception(
     if mode.own_state:
         own = opening if mode.state_names == ("gripper opening",) else joints
         if own.shape[-1:] != (mode.state_size,):
-            raise RobotError(f"Control mode {mode.name!r} has a state of {mode.state_size} numbers, got {joints.shape}.")
+            size = mode.state_size
+            raise RobotError(f"Control mode {mode.name!r} has a state of {size} numbers, got shape {joints.shape}.")
         parts = [own]
     elif mode.name == "joint_velocity":
         if robot.joint_count is not None and joints.shape[-1] != robot.joint_count:

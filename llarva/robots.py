@@ -30,8 +30,8 @@ class ControlMode:
     """The meaning of an action's numbers, and of the state that the prompt carries beside them.
 
     `wording` is how the prompt names the mode. `action_names`/`action_units` and `state_names` run in the order of the
-    numbers; angles are in rad, lengths in m, the gripper is 1 when open. With `own_state` the state is the data set's own
-    proprioception as it stands, in its units, and not worked out from joint positions.
+    numbers; angles are in rad, lengths in m, the gripper is 1 when open. With `own_state` the state is the data set's
+    own proprioception as it stands, in its units, and not worked out from joint positions.
     """
 
     name: str

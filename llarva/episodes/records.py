@@ -190,9 +190,10 @@ def control_mode_of(episode: Episode) -> ControlMode:
         known = get_control_mode(episode.control_mode)
         if action in (0, known.action_size):
             return known
-    actions, states = (tuple(f"{what} {k}" for k in range(1, n + 1)) for what, n in (("action", action), ("state", state)))
+    actions = tuple(f"action {k}" for k in range(1, action + 1))
+    states = tuple(f"state {k}" for k in range(1, state + 1)) or ("gripper opening",)
     words = episode.control_mode.replace("_", " ")
-    return ControlMode(episode.control_mode, words, actions, ("unverified",) * action, states or ("gripper opening",), True)
+    return ControlMode(episode.control_mode, words, actions, ("unverified",) * action, states, own_state=True)
 
 # %% ../../nbs/03_episodes.records.ipynb #16be259f
 def actions_in(episode: Episode, control_mode: str | ControlMode) -> NDArray[np.float32]:

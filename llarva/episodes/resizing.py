@@ -84,14 +84,13 @@ def resize_mask(mask: NDArray[np.uint8], how: Resizing) -> NDArray[np.uint8]:
 # %% ../../nbs/03b_episodes.resizing.ipynb #a5271772
 def resize_step(step: Step, how: Resizing) -> Step:
     """The step with everything that lives in the image moved to the new one."""
-    moved = how.pixels(list(step.object_points.values())) if step.object_points else []
-    marks = {name: (float(x), float(y)) for name, (x, y) in zip(step.object_points, moved, strict=True)}
+    moved = {name: how.pixels(pixel) for name, pixel in step.object_points.items()}
     lens, mask = step.camera_intrinsics, step.segmentation
     return replace(
         step,
         image=None if step.image is None else encode_image(resize_picture(decode_image(step.image), how)),
-        camera_intrinsics=None if lens is None else (how.matrix @ lens).astype(lens.dtype),
-        object_points=marks,
+        camera_intrinsics=None if lens is None else np.asarray(how.matrix @ lens, np.float32),
+        object_points={name: (float(x), float(y)) for name, (x, y) in moved.items()},
         segmentation=None if mask is None else encode_image(resize_mask(decode_mask(mask), how)),
     )
 

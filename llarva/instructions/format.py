@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import unknown_choice
 from .automaton import Grammar, build_grammar
 from .numbers import Array, BinNumbers, Numbers, finite, numbers_from_json
 from .reader import AnswerError, InstructionError, Reader
@@ -29,7 +30,6 @@ from llarva.instructions.template import (
     write_parts,
 )
 from .wordings import get_template
-from ..errors import unknown_choice
 from ..robots import ControlMode, get_control_mode, get_robot
 
 # %% ../../nbs/06d_instructions.format.ipynb #96858703
@@ -58,7 +58,8 @@ def _read_mode(data: Mapping[str, Any]) -> ControlMode:
     wanted = {field.name for field in fields(ControlMode)}
     if set(data) != wanted:
         raise InstructionError(f"A control mode is given by {', '.join(sorted(wanted))}, not by {', '.join(data)}.")
-    return ControlMode(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+    names = {name: tuple(map(str, data[name])) for name in ("action_names", "action_units", "state_names")}
+    return ControlMode(str(data["name"]), str(data["wording"]), **names, own_state=bool(data["own_state"]))
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class FormatSettings:
     def control_mode(self, name: str) -> ControlMode:
         """The control mode `name` as this format means it; InstructionError lists the choices."""
         if name not in self.control_modes:
-            raise InstructionError(unknown_choice(f"control mode of {self.robot!r} in this format", name, self.control_modes))
+            what = f"control mode of {self.robot!r} in this format"
+            raise InstructionError(unknown_choice(what, name, self.control_modes))
         return next((mode for mode in self.modes if mode.name == name), None) or get_control_mode(name)
 
     def to_json(self) -> dict[str, Any]:

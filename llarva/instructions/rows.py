@@ -35,8 +35,8 @@ class BuildConfig:
     """How rows are made of episodes.
 
     `control_modes`: share of rows per control mode; `trace_share`: share of rows that ask for a trace; `phrasings`:
-    choose among an episode's instructions ("any") or take the first as LLARVA does ("first"). `traced_by` says where the
-    traces come from, for the record.
+    choose among an episode's instructions ("any") or take the first as LLARVA does ("first"). `traced_by` says where
+    the traces come from, for the record.
     """
 
     format: InstructionFormat
@@ -145,8 +145,8 @@ def step_traces(
     if traces_of is not None and whole is None:
         return {}
     if whole is None and episode.steps[0].camera_pose is None:
-        raise RowError(f"Episode {episode.episode_id!r} has no calibrated camera to project a trace with. Give traces by "
-                       "a detector (`traces_of`), or ask for none (trace_share=0).")  # fmt: skip
+        what = f"Episode {episode.episode_id!r} has no calibrated camera to project a trace with."
+        raise RowError(f"{what} Give traces by a detector (`traces_of`), or ask for none (trace_share=0).")
     if whole is not None or _camera_stands(episode):
         path = fill_gaps(project_episode(episode) if whole is None else whole)
         traces = {step: trace_from(path, step) for step in steps}

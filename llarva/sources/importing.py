@@ -36,8 +36,8 @@ class ImportConfig:
 
     RLBench needs no card, nor does a LeRobot folder that the workbench wrote. `camera` and `control_mode` are the
     card's (RLBench: the front camera) unless named; `split` is of RLDS. Images become `image_size` (height, width) by
-    `fit` (see `llarva.episodes.resizing`), None keeps them; every `keep_every`-th step keeps its image. `limit`: only so
-    many episodes. With `skip_bad` what does not read is left out and listed; without it, it is an error.
+    `fit` (see `llarva.episodes.resizing`), None keeps them; every `keep_every`-th step keeps its image. `limit`: only
+    so many episodes. With `skip_bad` what does not read is left out and listed; without it, it is an error.
     """
 
     source: str

@@ -61,8 +61,8 @@ def draw_texture(rng: np.random.Generator, size: int = TEXTURE) -> NDArray[np.ui
     y, x = np.mgrid[:size, :size] / size
     kind = int(rng.integers(5))
     if kind == 0:
-        n = rng.integers(1, 9, 2)
-        share = (np.floor(x * n[0]) + np.floor(y * n[1])) % 2
+        rows, columns = rng.integers(1, 9, 2)
+        share = (np.floor(x * rows) + np.floor(y * columns)) % 2
     elif kind == 1:
         angle, n = rng.uniform(0, np.pi), rng.uniform(1, 12)
         share = 0.5 + 0.5 * np.sin(2 * np.pi * n * (x * np.cos(angle) + y * np.sin(angle)))

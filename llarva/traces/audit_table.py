@@ -178,6 +178,8 @@ def audit_store(
             FINDINGS,
         )
         _write_index(folder, index | {"parts": len(episodes), "complete": True})
+        for left in folder.glob("*/.part-*.tmp"):
+            left.unlink(missing_ok=True)
     return AuditTable(folder)
 
 # %% ../../nbs/05b8_traces.audit_table.ipynb #bb7863ae

@@ -91,7 +91,7 @@ class Detections:
 
     def points(self, anchor: tuple[float, float] = (0.5, 0.5)) -> NDArray[np.float32]:
         """One point [n, 2] per box, `anchor` (right, down) of the way from its top-left corner; (0.5, 0.5): centre."""
-        return self.boxes[:, :2] + np.float32(anchor) * (self.boxes[:, 2:] - self.boxes[:, :2])
+        return self.boxes[:, :2] + np.asarray(anchor, np.float32) * (self.boxes[:, 2:] - self.boxes[:, :2])
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,7 +81,7 @@ def smooth(points: Floats, model: TrackModel) -> tuple[Floats, NDArray[np.bool_]
 
     Constant velocity with white acceleration; points outside the gate are not used. At least one must be finite.
     """
-    known = np.isfinite(points).all(axis=1)
+    known = np.asarray(np.isfinite(points).all(axis=1))
     if not known.any():
         raise DetectionError(f"None of the {len(points)} points is known.")
     first, last = int(known.argmax()), len(points) - 1 - int(known[::-1].argmax())
@@ -122,7 +122,7 @@ def track(candidates: Sequence[Detections], size: tuple[int, int], model: TrackM
     if (chosen < 0).all():
         return None
     points, scores = np.full((len(chosen), 2), np.nan), np.zeros(len(chosen), dtype=np.float32)
-    for t in np.flatnonzero(chosen >= 0):
+    for t in np.flatnonzero(chosen >= 0).tolist():
         points[t] = candidates[t].points(model.anchor)[chosen[t]] / diagonal
         scores[t] = candidates[t].scores[chosen[t]]
     path, used = smooth(points, model)

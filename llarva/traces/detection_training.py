@@ -78,7 +78,7 @@ class _Pool:
         """Pixels [count, 3, size, size] in [0, 1] and targets (boxes as centre and size, shares of the picture)."""
         rng = np.random.default_rng([seed, step])
         chosen = rng.choice(len(self.samples), count, p=self.weights)
-        views = [vary(*self.samples[k], rng, size) for k in chosen]
+        views = [vary(self.samples[k][0], self.samples[k][1], rng, size) for k in chosen.tolist()]
         pixels = torch.from_numpy(np.stack([image for image, _ in views])).permute(0, 3, 1, 2).float() / 255
         targets = []
         for _, boxes in views:
