@@ -18,7 +18,7 @@ import numpy as np
 
 from .decoding import Decoder
 from .errors import LlarvaError, unknown_choice
-from .instructions.format import InstructionFormat
+from .instructions.format import Answer, InstructionFormat
 from .instructions.numbers import BinNumbers
 from .kinematics import proprioception
 from .models.checkpoints import Checkpoint
@@ -158,29 +158,49 @@ class Policy(ChunkedPolicy):
 
     def __init__(
         self, checkpoint: Checkpoint, control_mode: str, batch: int = 1, *,
-        execute: int | None = None, with_trace: bool = True, runner: str = "auto",
+        execute: int | None = None, with_trace: bool = True, runner: str = "auto", weights: str = "exact",
     ) -> None:
         known = known_control_modes(checkpoint.format)
         if control_mode not in known:
             raise PolicyError(unknown_choice("control mode of this checkpoint", control_mode, known))
         super().__init__(checkpoint.format, control_mode, batch, execute)
         self.with_trace = with_trace
-        self.decoder = Decoder(checkpoint, control_mode, with_trace, steps=self.execute, runner=runner,
-                               draft=batch == 1)
+        self.decoder = Decoder(checkpoint, control_mode, with_trace, steps=self.execute, runner=runner, weights=weights)
+        self._last: list[Answer | None] = [None] * batch
+        self._since = [0] * batch
 
     def reset(self, instructions: Sequence[str], indices: Sequence[int] | None = None) -> None:
         """Begin episodes: forget the history of the robots at `indices` (default all) and give them `instructions`."""
         super().reset(instructions, indices)
-        # What was learned about guessing changes the shape of the sums, so an episode must not inherit it.
-        self.decoder.drafter.forget()
+        for row in self._rows(indices, len(instructions), "instructions"):
+            self._last[row] = None
+        # What was learned and what is in the cache change the shape of the sums, so an episode must not inherit them.
+        self.decoder.forget()
+
+    def observe(self, observations: Sequence[Observation], indices: Sequence[int] | None = None) -> np.ndarray:
+        """Take note of the present states; returns the images uint8 [B, H, W, 3]."""
+        images = super().observe(observations, indices)
+        for row in self._rows(indices, len(observations), "observations"):
+            self._since[row] += 1
+        return images
 
     def _answer(self, images: np.ndarray, rows: Sequence[int]) -> list[ActionChunk]:
         began = time.perf_counter()
-        decoded = self.decoder.generate(images, [self._prompt(row) for row in rows])
+        decoded = self.decoder.generate(images, [self._prompt(row) for row in rows], [self._likely(row) for row in rows])
         answers = [self.decoder.format.parse(text, self.control_mode, self.with_trace) for text in decoded.texts]
+        for row, answer in zip(rows, answers, strict=True):
+            self._last[row], self._since[row] = answer, 0
         seconds = time.perf_counter() - began
         return [ActionChunk(answer.actions, answer.trace, text, seconds)
                 for answer, text in zip(answers, decoded.texts, strict=True)]
 
     def _prompt(self, row: int) -> str:
         return self._write_prompt(row, self.with_trace)
+
+    def _likely(self, row: int) -> str | None:
+        """The last answer, its actions moved up by the steps since and the last of them repeated; None at first."""
+        last = self._last[row]
+        if last is None or (self.with_trace and last.trace is None):
+            return None
+        steps = np.minimum(np.arange(len(last.actions)) + self._since[row], len(last.actions) - 1)
+        return self.decoder.format.answer(last.trace, last.actions[steps], self.control_mode)

@@ -44,7 +44,7 @@ def test_history_holds_every_step_and_pads_with_the_oldest(checkpoint: Checkpoin
     policy.reset(["push the red button"])
     asked: list[str] = []
     real = policy.decoder.generate
-    policy.decoder.generate = lambda images, prompts: asked.extend(prompts) or real(images, prompts)  # type: ignore
+    policy.decoder.generate = lambda images, prompts, likely: asked.extend(prompts) or real(images, prompts)  # type: ignore
     for step in range(5):
         policy.step([look(step, joint=0.1 * step)])
     states = [proprioception(PANDA, MODE, look(0, 0.1 * step)["state"], 1.0) for step in range(5)]

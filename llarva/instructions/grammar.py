@@ -51,6 +51,11 @@ class TokenGrammar:
             )
         return int(self.targets[index])
 
+    def allows(self, state: int, token: int) -> bool:
+        """Say whether `token` is legal in `state`."""
+        index = self.first[state] + int(np.searchsorted(self.allowed(state), token))
+        return bool(index < self.first[state + 1] and self.tokens[index] == token)
+
     def forced(self, state: int) -> int | None:
         """Return the only legal token of `state`, or None where there is a choice."""
         allowed = self.allowed(state)

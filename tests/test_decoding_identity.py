@@ -1,0 +1,169 @@
+"""Greedy answers must be the library's own, token by token, however they are decoded."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_decoding import FORMAT, MODE, make_checkpoint
+
+from llarva.decoding import Decoder, DecodingError, plain_generate
+from llarva.drafting import LAST_ANSWER
+from llarva.instructions.format import InstructionFormat
+from llarva.instructions.numbers import DecimalNumbers
+from llarva.int8 import Int8Linear, agreement
+from llarva.policy import Policy
+from llarva.robots import get_robot
+from llarva.text_runners import RunnerError
+
+DECIMAL = replace(FORMAT, numbers=DecimalNumbers(), n=2, trace_points=2)
+WORDS = ("push the red button", "go", "open the top drawer, then wait", "it", "take the block that is not blue")
+
+
+class Asker:
+    """One checkpoint, its decoders by way of decoding, and the library's answers to what was asked already."""
+
+    def __init__(self, format: InstructionFormat, seed: int) -> None:
+        self.checkpoint, self.decoders, self.said = make_checkpoint(format, seed), {}, {}
+
+    def decoder(self, runner: str, draft: bool, with_trace: bool, steps: int | None = None) -> Decoder:
+        key = runner, draft, with_trace, steps
+        if key not in self.decoders:
+            self.decoders[key] = Decoder(self.checkpoint, MODE, with_trace, runner=runner, draft=draft, steps=steps)
+        return self.decoders[key]
+
+    def question(self, number: int, with_trace: bool) -> tuple[np.ndarray, str]:
+        rng = np.random.default_rng(number // 2)  # two questions about each picture
+        image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        state = np.random.default_rng(number).uniform(-1, 1, (1, 7))
+        return image, self.checkpoint.format.prompt(WORDS[number % len(WORDS)], state, MODE, with_trace)
+
+    def check(self, numbers: list[int], runner: str, draft: bool, with_trace: bool, likely: int | None) -> None:
+        decoder = self.decoder(runner, draft, with_trace)
+        images, prompts = zip(*(self.question(number, with_trace) for number in numbers), strict=True)
+        expected = []
+        for number, image, prompt in zip(numbers, images, prompts, strict=True):
+            if (number, with_trace) not in self.said:
+                self.said[number, with_trace] = plain_generate(self.checkpoint, decoder.grammar, image, prompt)
+            expected.append(self.said[number, with_trace])
+        # A likely answer is the right one, spoiled from some character on by another row's.
+        texts = ["".join(decoder.vocabulary[token] for token in ids[:-1]) for ids in expected]
+        spoiled = [text[:likely] + other[likely:] for text, other in zip(texts, texts[1:] + texts[:1], strict=True)]
+        decoded = decoder.generate(np.stack(images), prompts, spoiled if likely is not None else None)
+        assert decoded.token_ids == expected
+
+
+@pytest.fixture(scope="module")
+def askers() -> list[Asker]:
+    return [Asker(FORMAT, 0), Asker(DECIMAL, 3), Asker(replace(DECIMAL, n=1, trace_points=4), 4)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    numbers=st.lists(st.integers(0, 11), min_size=1, max_size=4), runner=st.sampled_from(["lean", "library", "static"]),
+    draft=st.booleans(), with_trace=st.booleans(), likely=st.none() | st.integers(0, 120), which=st.integers(0, 2),
+)
+def test_however_it_is_decoded(askers: list[Asker], which: int, numbers: list[int], **way: object) -> None:
+    askers[which].check(numbers, **way)
+
+
+@pytest.mark.slow
+def test_thousands_of_prompts() -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(8):
+        asker = Asker([FORMAT, DECIMAL][seed % 2], seed)
+        for block in range(64):
+            numbers = [int(number) for number in rng.integers(0, 1000, rng.choice([1, 1, 2, 8]))]
+            likely = int(rng.integers(0, 120)) if rng.random() < 0.7 else None
+            for runner in ("lean", "library", "static"):
+                asker.check(numbers, runner, bool(block % 4), bool(block % 3), likely)
+
+
+def test_a_second_question_about_an_image_reads_words_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asker = Asker(FORMAT, 0)
+    decoder = asker.decoder("lean", False, True)
+    widths: list[int] = []
+    feed = decoder.runner.feed
+
+    def watch(block: torch.Tensor, *more: object) -> torch.Tensor:
+        widths.append(block.shape[1])
+        return feed(block, *more)
+
+    monkeypatch.setattr(decoder.runner, "feed", watch)
+    asker.check([0], "lean", False, True, None)
+    first = widths[0]
+    widths.clear()
+    asker.check([1], "lean", False, True, None)  # the same image
+    assert widths[0] < first - 16, "16 image tokens need not be read again"
+    widths.clear()
+    asker.check([2, 3, 3, 2], "lean", False, True, None)  # one image for four rows: read once, then the words
+    assert widths[0] == 17, "opening and image, once for all rows"
+    widths.clear()
+    decoder.forget()
+    asker.check([1], "lean", False, True, None)
+    assert widths[0] > first - 16
+
+
+def test_another_image_is_never_taken_for_the_last_one() -> None:
+    asker = Asker(FORMAT, 0)
+    decoder = asker.decoder("lean", False, True)
+    (image, prompt), (other, _) = asker.question(0, True), asker.question(2, True)
+    one = image.copy()
+    one[0, 0, 0] ^= 1
+    for picture in (image, other, one, image):
+        expected = plain_generate(asker.checkpoint, decoder.grammar, picture, prompt)
+        assert decoder.generate(picture[None], [prompt]).token_ids == [expected]
+
+
+@pytest.mark.parametrize("format", [FORMAT, DECIMAL])
+def test_the_last_answer_saves_most_forwards(format: InstructionFormat) -> None:
+    asker = Asker(format, 3)
+    image, prompt = asker.question(0, True)
+    decoder = asker.decoder("lean", True, True)
+    alone = asker.decoder("lean", False, True).generate(image[None], [prompt])
+    guessed = decoder.generate(image[None], [prompt], alone.texts)
+    assert guessed.token_ids == alone.token_ids and guessed.forwards * 3 < alone.forwards
+    for nonsense in ("", "no answer", "The"):
+        assert decoder.generate(image[None], [prompt], [nonsense]).token_ids == alone.token_ids
+    with pytest.raises(DecodingError, match="2 likely answers"):
+        decoder.generate(image[None], [prompt], ["", ""])
+
+
+def test_a_policy_guesses_from_its_last_answer() -> None:
+    checkpoint = make_checkpoint(DECIMAL, 3)
+    policy = Policy(checkpoint, MODE, 2)
+    rng, home = np.random.default_rng(0), np.array(get_robot("panda").home)
+    seen = [{"image": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), "state": home, "gripper_open": 1.0}] * 2
+    policy.reset(["go", "push the red button"])
+    assert policy._likely(0) is None
+    chunk = policy.act(seen)[0]
+    policy.observe(seen)
+    answer = DECIMAL.parse(policy._likely(0), MODE)
+    assert np.array_equal(answer.trace, chunk.trace)
+    assert np.array_equal(answer.actions, chunk.actions[[1, 1]])
+    texts = [one.text for one in policy.act(seen)]
+    assert any(source == LAST_ANSWER for source, _ in policy.decoder.drafter.trust)
+    policy.reset(["go", "push the red button"])
+    assert policy._likely(1) is None and not policy.decoder.drafter.trust
+    assert [one.text for one in policy.act(seen)] == texts
+
+
+def test_int8_is_a_mode_of_its_own() -> None:
+    asker = Asker(DECIMAL, 3)
+    decoder = Decoder(asker.checkpoint, MODE, weights="int8")
+    layers = [m for m in decoder.model.modules() if isinstance(m, Int8Linear)]
+    assert len(layers) == 14 and not any(isinstance(m, Int8Linear) for m in asker.checkpoint.model.modules())
+    assert not isinstance(decoder.model.get_output_embeddings(), Int8Linear)
+    assert decoder.model.get_input_embeddings().weight is asker.checkpoint.model.get_input_embeddings().weight
+    images, prompts = zip(*(asker.question(number, True) for number in range(4)), strict=True)
+    exact = asker.decoder("lean", True, True).generate(np.stack(images), prompts).token_ids
+    told = decoder.generate(np.stack(images), prompts)
+    assert all(DECIMAL.parse(text, MODE).actions.shape == (2, 7) for text in told.texts)
+    share, equal = agreement(told.token_ids, exact)
+    assert 0 < share <= 1 and 0 <= equal <= 1
+    with pytest.raises(RunnerError, match="int8"):
+        Decoder(asker.checkpoint, MODE, weights="int8", runner="lean")
+    with pytest.raises(DecodingError, match="'int4'.*exact, int8"):
+        Decoder(asker.checkpoint, MODE, weights="int4")
