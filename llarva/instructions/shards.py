@@ -125,10 +125,14 @@ def whole_shards(folder: Path, index: Mapping[str, Any]) -> dict[int, dict[str, 
     }
 
 
-def begin_again(folder: Path, index: dict[str, Any], whole: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-    """Write down that a store is unfinished and holds the `whole` shards so far; what others left half done goes."""
+def _sweep(folder: Path) -> None:
     for path in (folder / "data").glob("*.partial"):
         path.unlink(missing_ok=True)
+
+
+def begin_again(folder: Path, index: dict[str, Any], whole: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    """Write down that a store is unfinished and holds the `whole` shards so far; what others left half done goes."""
+    _sweep(folder)
     index = index | {"shards": [whole[number] for number in sorted(whole)], "complete": False}
     index |= stored_words(folder, index)
     write_index(folder, index)
@@ -148,6 +152,7 @@ def complete_index(folder: Path, index: dict[str, Any], count: int) -> dict[str,
     index = index | {key: sorted(found) for key, found in words.items()}
     index |= {"shards": [whole[number] for number in range(count)], "complete": True}
     write_index(folder, index)
+    _sweep(folder)
     shutil.rmtree(folder / "notes", ignore_errors=True)
     return index
 
