@@ -88,7 +88,7 @@ def test_ray_gives_the_same_rows(tmp_path: Path) -> None:
 
 def test_ray_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(EvaluationError, match=r"llarva\[ray\]"):
+    with pytest.raises(EvaluationError, match=r"llarva\[scale\]"):
         evaluate(started(tmp_path, executor="ray"), make_env=patches, progress=False)
 
 

@@ -213,7 +213,7 @@ class RayActors:
         try:
             self.ray: Any = importlib.import_module("ray")
         except ImportError as error:
-            raise EvaluationError('executor="ray" needs Ray: pip install "llarva[ray]". '
+            raise EvaluationError('executor="ray" needs Ray: pip install "llarva[scale]". '
                                   'executor="processes" needs nothing more.') from error
         self.began = not self.ray.is_initialized()
         if self.began:
