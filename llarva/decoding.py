@@ -136,7 +136,8 @@ class Prompts:
 def make_prompts(ids: list[list[int]], images: np.ndarray, image_token: int) -> Prompts:
     """Prompts of token `ids`, each about one of `images` [B, H, W, 3]."""
     keys = image_keys(images)
-    marks = [[key if token == image_token else token for token in row] for row, key in zip(ids, keys, strict=True)]
+    marks: list[list[Hashable]] = [[key if token == image_token else token for token in row]
+                                   for row, key in zip(ids, keys, strict=True)]
     ends = {len(row) - row[::-1].index(image_token) for row in ids}
     return Prompts(ids, images, marks, ends.pop() if len(ends) == 1 else 0)
 

@@ -165,7 +165,9 @@ class Policy(ChunkedPolicy):
             raise PolicyError(unknown_choice("control mode of this checkpoint", control_mode, known))
         super().__init__(checkpoint.format, control_mode, batch, execute)
         self.with_trace = with_trace
-        self.decoder = Decoder(checkpoint, control_mode, with_trace, steps=self.execute, runner=runner, weights=weights)
+        # A block is as wide as its widest guess, so in a batch the unluckiest row decides: there nothing is guessed.
+        self.decoder = Decoder(checkpoint, control_mode, with_trace, steps=self.execute, runner=runner, weights=weights,
+                               draft=batch == 1)
         self._last: list[Answer | None] = [None] * batch
         self._since = [0] * batch
 

@@ -133,10 +133,10 @@ def test_the_last_answer_saves_most_forwards(format: InstructionFormat) -> None:
 
 def test_a_policy_guesses_from_its_last_answer() -> None:
     checkpoint = make_checkpoint(DECIMAL, 3)
-    policy = Policy(checkpoint, MODE, 2)
+    policy = Policy(checkpoint, MODE)
     rng, home = np.random.default_rng(0), np.array(get_robot("panda").home)
-    seen = [{"image": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), "state": home, "gripper_open": 1.0}] * 2
-    policy.reset(["go", "push the red button"])
+    seen = [{"image": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), "state": home, "gripper_open": 1.0}]
+    policy.reset(["push the red button"])
     assert policy._likely(0) is None
     chunk = policy.act(seen)[0]
     policy.observe(seen)
@@ -145,8 +145,8 @@ def test_a_policy_guesses_from_its_last_answer() -> None:
     assert np.array_equal(answer.actions, chunk.actions[[1, 1]])
     texts = [one.text for one in policy.act(seen)]
     assert any(source == LAST_ANSWER for source, _ in policy.decoder.drafter.trust)
-    policy.reset(["go", "push the red button"])
-    assert policy._likely(1) is None and not policy.decoder.drafter.trust
+    policy.reset(["push the red button"])
+    assert policy._likely(0) is None and not policy.decoder.drafter.trust
     assert [one.text for one in policy.act(seen)] == texts
 
 
