@@ -25,6 +25,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from transformers.integrations import unset_hf_deepspeed_config
 
 from ..models.text import pixel_values, special_ids
 from .batches import BatchMaker, RowSampler, TrainingError, count_rows, open_rows
@@ -35,9 +36,9 @@ from .layout import Batch, arrange
 from .losses import part_sizes
 from .module import TrainingModule, object_names, save_result, set_speed, start_model
 from .optimizers import make_optimizers, schedule, set_learning_rates
-from .origins import check_origins, check_result, find_origins, rows_digest
+from .origins import check_origins, check_result, find_origins, rows_digest, write_origins
 from .passes import make_sampler
-from .shards import put_weights
+from .shards import mark_places, put_weights
 from .state import load_state, newest_state, save_state
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -137,6 +138,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     count, size = accelerator.num_processes, config.sampling.batch_size
     if size % count:
         raise TrainingError(f"{count} processes cannot share a batch of {size} evenly.")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = size // count
+        # models are made, adapted and loaded whole and shared out afterwards
+        unset_hf_deepspeed_config()
     if config.matrix_learning_rate is not None and accelerator.distributed_type in SHARDED:
         raise TrainingError("matrix_learning_rate needs whole matrices: leave it None where weights are shared out.")
     return accelerator
@@ -165,9 +170,11 @@ def run_training(config: TrainConfig) -> TrainResult:
     identities = [config.identity(), config.identity(config.processes)]
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
+        origins = find_origins(config.rows, config.base, config.base_fingerprint)
         if newest_state(out / "state") is None:
             check_result(out / "checkpoint", identities)
-        check_origins(out, find_origins(config.rows, config.base, config.base_fingerprint))
+        else:
+            check_origins(out, origins)
     with accelerator.main_process_first():
         rows = open_rows(config.rows, out / "cache")
     names = object_names(config.rows)
@@ -182,6 +189,7 @@ def run_training(config: TrainConfig) -> TrainResult:
         config.projector_learning_rate, config.betas,
     )
     states, log = out / "state", TrainingLog(out / "log.jsonl")
+    mark_places(optimizers)
     wrapped, *prepared = accelerator.prepare(module, *optimizers)
     if config.cache_features:
         maker = keep_features(config, accelerator, module, maker)
@@ -189,6 +197,7 @@ def run_training(config: TrainConfig) -> TrainResult:
     done = load_state(newest, module, prepared, identities) if newest else 0
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        write_origins(out, origins)
         log.resume(done)
     sampler = make_sampler(rows["task"], rows["step"], config.sampling, config.seed, count_rows(config.rows))
     started, pad = time.perf_counter(), special_ids(processor).pad

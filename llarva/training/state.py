@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .batches import TrainingError
-from .shards import put_moments, put_weights, whole_state
+from .shards import is_zero, put_moments, put_weights, put_zero_state, whole_state
 
 # %% ../../nbs/08b_training.state.ipynb #52d92f8d
 def fingerprint(parameters: Mapping[str, Any]) -> str:
@@ -103,12 +103,15 @@ def load_state(
             "Choose another out_dir, or delete this one to start again."
         )
     weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-    put_weights(module, weights)
     moments: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, k, index, key = name.split(".", 3)
             moments[int(k)].setdefault(int(index), {})[key] = tensor
+    if is_zero(module):
+        put_zero_state(module, optimizers[0], weights, moments[0])
+        return int(metadata["step"])
+    put_weights(module, weights)
     for optimizer, state in zip(optimizers, moments, strict=True):
         put_moments(optimizer, state)
     return int(metadata["step"])
