@@ -96,7 +96,7 @@ def image_features(model: Any, processor: Any, images: np.ndarray) -> Tensor:
 def embed_rows(
     model: Any, ids: Sequence[Sequence[int]], features: Tensor | None, head: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """Embeddings [B, q, width] of rows, their first `head` tokens aligned left and the rest right, image tokens replaced
+    """Embeddings [B, q, width] of rows, their first `head` tokens aligned left, the rest right, image tokens replaced
     by `features`; and which entries are real, bool [B, q], or None where all are."""
     width = max(map(len, ids))
     rows = [[*row[:head], *[0] * (width - len(row)), *row[head:]] for row in ids]
@@ -208,7 +208,7 @@ class Decoder:
     def generate(
         self, images: np.ndarray, prompts: Sequence[str], likely: Sequence[str | None] | None = None
     ) -> Decoded:
-        """Answer `prompts` [B] about uint8 `images` [B, H, W, 3]; an answer that resembles its `likely` one is faster."""
+        """Answer `prompts` [B] about uint8 `images` [B, H, W, 3]; one that resembles its `likely` answer is faster."""
         began = time.perf_counter()
         likely = [None] * len(prompts) if likely is None else likely
         if not len(images) == len(prompts) == len(likely) or not len(prompts):

@@ -65,7 +65,8 @@ class Drafter:
             if self.grammar.forced(state) is None:
                 for source, proposed in self.sources(answer[:place], state, hints).items():
                     key = source, state
-                    self.trust[key] = 0.5 * self.trust.get(key, float(source == LAST_ANSWER)) + 0.5 * (proposed == token)
+                    before = self.trust.get(key, float(source == LAST_ANSWER))
+                    self.trust[key] = 0.5 * before + 0.5 * (proposed == token)
             state = self.grammar.advance(state, token)
 
     def guess(self, answer: Sequence[int], state: int, hints: Mapping[int, int]) -> tuple[list[int], list[int]]:

@@ -188,7 +188,8 @@ class Policy(ChunkedPolicy):
 
     def _answer(self, images: np.ndarray, rows: Sequence[int]) -> list[ActionChunk]:
         began = time.perf_counter()
-        decoded = self.decoder.generate(images, [self._prompt(row) for row in rows], [self._likely(row) for row in rows])
+        prompts, likely = [self._prompt(row) for row in rows], [self._likely(row) for row in rows]
+        decoded = self.decoder.generate(images, prompts, likely)
         answers = [self.decoder.format.parse(text, self.control_mode, self.with_trace) for text in decoded.texts]
         for row, answer in zip(rows, answers, strict=True):
             self._last[row], self._since[row] = answer, 0

@@ -116,7 +116,8 @@ class _Layer:
     def __init__(self, layer: nn.Module, head_width: int) -> None:
         attention: Any = layer.self_attn
         mlp: Any = layer.mlp
-        before, between = layer.input_layernorm.weight, layer.post_attention_layernorm.weight  # type: ignore[union-attr]
+        before = layer.input_layernorm.weight  # type: ignore[union-attr]
+        between = layer.post_attention_layernorm.weight  # type: ignore[union-attr]
         root = float(before.shape[0]) ** 0.5  # type: ignore[index]
         scale = head_width**-0.5
         parts = ((attention.q_proj, scale), (attention.k_proj, 1.0), (attention.v_proj, 1.0))
@@ -144,7 +145,7 @@ def _residual(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) 
 
 # %% ../nbs/09a_text_runners.ipynb #d0eb7a6a
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of scaled `queries` [B, q, heads, d] over `keys` and `values` [B, groups, S, d]: [B · q, heads · d]."""
+    """Attention [B · q, heads · d] of scaled `queries` [B, q, heads, d] over `keys`, `values` [B, groups, S, d]."""
     batch, width, heads, depth = queries.shape
     groups = keys.shape[1]
     if width == 1 and mask is None:
@@ -396,7 +397,8 @@ class StaticRunner:
         # SDPA takes booleans; the eager kernels of some models add the mask, so it comes as numbers.
         added = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill_(~mask, torch.finfo(embeddings.dtype).min)
         output = self.model(
-            inputs_embeds=embeddings, attention_mask=added, position_ids=positions, past_key_values=cache, use_cache=True
+            inputs_embeds=embeddings, attention_mask=added, position_ids=positions, past_key_values=cache,
+            use_cache=True,
         )
         return self.head(output.last_hidden_state[:, -last:])
 

@@ -144,7 +144,8 @@ def complete_index(folder: Path, index: dict[str, Any], count: int) -> dict[str,
     whole = whole_shards(folder, index)
     for number in range(count):
         if number not in whole:
-            raise RowError(f"{folder} lacks shard {number} of {count}. Every worker must see the folder under this path.")
+            where = "Every worker must see the folder under this path."
+            raise RowError(f"{folder} lacks shard {number} of {count}. {where}")
     words: dict[str, set[str]] = {key: set(index[key]) for key in WORDS}
     for _, note in _noted(folder):
         for key, found in note["words"].items():

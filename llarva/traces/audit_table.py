@@ -148,9 +148,9 @@ def audit_store(
 ) -> "AuditTable":
     """Audit every episode of a store into the folder `out`, or finish doing so; returns the tables.
 
-    `traces` gives the trace of an episode, by default its projection. Memory does not grow with the store; `workers` and
-    `executor` (see `llarva.workers.share`) change nothing but the time. Raises `AuditError` where `out` holds another
-    audit, and what the store raises for episodes that do not read.
+    `traces` gives the trace of an episode, by default its projection. Memory does not grow with the store. `workers`
+    and `executor` (see `llarva.workers.share`) change nothing but the time. Raises `AuditError` where `out` holds
+    another audit, and what the store raises for episodes that do not read.
     """
     folder, limits = Path(out), limits or AuditLimits()
     if episodes_per_part < 1:
