@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -131,6 +132,8 @@ def one_step(
 # %% ../../nbs/08c_training.loop.ipynb #a0aa7155
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """accelerate as the launcher's environment says; raises `TrainingError` where the batch cannot be shared."""
+    if "WORLD_SIZE" not in os.environ:
+        AcceleratorState._reset_state()  # else the precision of an earlier training in this process would be demanded
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision=config.precision,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
