@@ -348,7 +348,6 @@ def test_more_or_fewer_processes_go_on(rows: Path, tmp_path: Path) -> None:  # n
     assert losses(resumed.log) == pytest.approx(losses(straight.log), abs=2e-4)
 
 
-
 REPOSITORY = Path(__file__).parent.parent
 PRESETS = sorted((REPOSITORY / "nbs" / "runs" / "presets").glob("*.yaml"))
 LAUNCH = sorted((REPOSITORY / "nbs" / "runs" / "launch").glob("*.yaml"))
