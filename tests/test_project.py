@@ -203,6 +203,12 @@ def test_imports_flow_one_way() -> None:
     assert not wrong, wrong
 
 
+def test_the_site_shows_every_room() -> None:
+    tree = ast.parse((ROOT / "tools" / "make_site.py").read_text())
+    listed = next(node.value for node in tree.body if isinstance(node, ast.Assign) and "ROOMS" in ast.unparse(node))
+    assert {node.value for node in ast.walk(listed) if isinstance(node, ast.Constant)} == set(RANKS)
+
+
 def test_no_cycles_between_modules() -> None:
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES}
     graph = {name: {other for other, _ in imports(path) if other in names} - {name} for name, path in names.items()}

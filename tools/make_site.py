@@ -28,8 +28,9 @@ OWN_ROWS = ROOT / "nbs" / "runs" / "benchmark" / "evaluation.parquet"
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 # Rooms in the order in which data flows through them.
 ROOMS = [
-    *("errors", "robots", "kinematics", "cards", "cameras", "episodes", "sources", "traces", "instructions", "models"),
-    *("training", "decoding", "text_runners", "policy", "tabletop", "takeovers", "evaluation"),
+    *("errors", "suites", "workers", "robots", "kinematics", "card_fields", "cards", "cameras", "episodes", "sources"),
+    *("traces", "instructions", "models", "training", "drafting", "int8", "text_runners", "decoding", "policy"),
+    *("tabletop", "rlbench", "baselines", "takeovers", "evaluation", "ablations"),
     *("plots", "widgets", "metrics", "runs", "quickstart", "quickstart_report"),
 ]
 FOLDERS = {
