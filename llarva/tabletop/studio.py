@@ -116,7 +116,7 @@ def studio_scene(arm: Mounted) -> mujoco.MjSpec:
 class Studio:
     """Draws random pictures of one robot: `picture(seed)` is the same for the same seed, whatever was drawn before."""
 
-    def __init__(self, arm: str, tool: str | None = None, size: int = 128) -> None:
+    def __init__(self, arm: str, tool: str | None = None, size: int = 192) -> None:
         if not 16 <= size <= 512:
             raise LlarvaError(f"Pictures are 16 to 512 pixels wide, got {size}.")
         self.robot, self.size = arm if tool is None else f"{arm}+{tool}", size
@@ -163,9 +163,9 @@ class Studio:
         """Colours of the robot and the lights."""
         colours, robot = self.own_colours.copy(), self.robot_geoms
         style = rng.uniform()
-        if style < 0.5:
+        if style < 0.6:
             colours[robot, :3] *= rng.uniform(0.7, 1.15) * rng.uniform(0.9, 1.1, 3)
-        elif style < 0.75:
+        elif style < 0.85:
             hand = self.hand[robot][:, None]
             colours[robot, :3] = np.where(hand, rng.uniform(0, 1, 3), rng.uniform(0, 1, 3))
             colours[robot, :3] += rng.normal(0, 0.08, (len(robot), 1))
@@ -219,7 +219,7 @@ class Studio:
         azimuth, elevation = rng.uniform(-np.pi, np.pi), np.deg2rad(rng.uniform(0, 65))
         fov = np.deg2rad(rng.uniform(30, 65))
         target = tip * rng.uniform(0.3, 1) + rng.normal(0, 0.12, 3) * reach
-        distance = reach * rng.uniform(0.35, 1.1) / np.tan(fov / 2)
+        distance = reach * rng.uniform(0.3, 1.0) / np.tan(fov / 2)
         away = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
         eye = target + distance * away
         eye[2] = max(eye[2], 0.05 * reach)
@@ -233,7 +233,7 @@ class Studio:
 
 # %% ../../nbs/11n2_tabletop.studio.ipynb #83f6cc0f
 def pictures(
-    robots: Sequence[tuple[str, str | None]], seeds: Sequence[int], size: int = 128
+    robots: Sequence[tuple[str, str | None]], seeds: Sequence[int], size: int = 192
 ) -> Iterator[Picture]:
     """Pictures of every robot (arm, end effector), one per seed, robot after robot."""
     for arm, tool in robots:

@@ -104,7 +104,7 @@ def _sample(row: dict[str, object], file: Path) -> LabelledPicture:
 
 # %% ../../nbs/05c1_traces.detection_data.ipynb #942dfe83
 def draw_set(
-    folder: str | Path, robots: Sequence[tuple[str, str | None]], count: int, first_seed: int = 0, size: int = 128
+    folder: str | Path, robots: Sequence[tuple[str, str | None]], count: int, first_seed: int = 0, size: int = 192
 ) -> int:
     """Draw `count` pictures of every robot into `folder`, seeds from `first_seed` on; what is there already is kept."""
     if count < 1 or first_seed < 0:

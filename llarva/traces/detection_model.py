@@ -38,7 +38,7 @@ END_EFFECTOR: Final = "end_effector"
 class DetectorSize:
     """Shape of an RT-DETR v2: image side (pixels), channels of the backbone's stages, blocks in each, decoder."""
 
-    image_size: int = 128
+    image_size: int = 192
     channels: tuple[int, ...] = (24, 48, 96, 160)
     blocks: tuple[int, ...] = (1, 1, 1, 1)
     width: int = 64
