@@ -37,7 +37,8 @@ class DetectorTraining:
     """What to train on (folders of labelled pictures, with their shares of a batch), from where, and for how long.
 
     `base` is a checkpoint folder to fine-tune, None starts from random weights of `size`. `dense_weight` scales the
-    loss of the cells, for networks whose cells propose boxes (RT-DETR, D-FINE). In "bf16" the forward pass is in bfloat16.
+    loss of the cells, for networks whose cells propose boxes (RT-DETR, D-FINE). `precision` "bf16" runs the forward
+    pass in bfloat16.
     """
 
     pictures: dict[str, float]
