@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llarva.episodes.records import Episode
 from llarva.episodes.store import EpisodeStore, verify_store
 from llarva.errors import LlarvaError
 from llarva.suites import RLBENCH_12
 from llarva.tabletop import recording
-from llarva.tabletop.demos import DemoConfig, DemoError
+from llarva.tabletop.demos import DemoConfig, DemoError, episodes
 from llarva.tabletop.recording import (
     Block,
     DemoSummary,
@@ -99,6 +101,24 @@ def test_finished_blocks_of_any_size_are_used(
         record_demos(chosen)
     assert shards(record_demos(chosen).store) == shards(alone["push_buttons"].store)
     assert [start for start in recorded if start != 9] == [0, 1]
+
+
+def dies_once(one: DemoConfig, indices: Iterable[int]) -> Iterator[tuple[Episode, int]]:
+    """The experts' demonstrations; the first worker that has made one is killed."""
+    marker = Path(one.out_dir).parent / "died"
+    for made in episodes(one, indices):
+        yield made
+        if not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_replaced(alone: dict[str, DemoSummary], tmp_path: Path) -> None:
+    configs = demos_of_tasks(PAIR, config(out=tmp_path), episodes_of={PAIR[1]: 3})
+    summaries = record_tasks(configs, 2, dies_once)
+    assert (tmp_path / "died").exists()
+    for summary in summaries:
+        assert shards(summary.store) == shards(alone[summary.task].store)
 
 
 def test_killed_recordings_leave_no_process_and_continue(alone: dict[str, DemoSummary], tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ __all__ = ['PATIENCE', 'Order', 'Play', 'Report', 'Crew', 'next_part', 'Team', '
 # %% ../../nbs/12d2_evaluation.sharding.ipynb #ed67d656
 import importlib
 import multiprocessing
-import os
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +28,7 @@ from llarva.evaluation.players import (
 )
 from .rows import EvaluationError
 from .scenes import EvaluationConfig, scenes_of
+from ..workers import leave_with_parent
 
 # %% ../../nbs/12d2_evaluation.sharding.ipynb #b1d541d6
 @dataclass(frozen=True, eq=False)
@@ -129,20 +128,9 @@ def ready_player(order: Order) -> Player:
     return Player(config, checkpoint, make_env, film_format)
 
 
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
 def serve(pipe: Connection, order: Order) -> None:
     """Play what comes through `pipe`, until None does, or the process at its other end has ended."""
-    _leave_with_parent()
+    leave_with_parent()
     try:
         with ready_player(order) as player:
             pipe.send(None)
