@@ -24,11 +24,15 @@ class Drafter:
     ) -> None:
         self.grammar, self.vocabulary, self.period, self.longest = grammar, vocabulary, period, longest
         self._spelling: dict[bytes, tuple[list[int], dict[str, int]]] = {}
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Start anew, as if no answer had been seen."""
         self.trust: dict[tuple[str, int], float] = {}
+
+    def _trust(self, source: str, state: int) -> float:
+        """How often a source was right in a state, late answers counting most; at first, the last answer is trusted."""
+        return self.trust.get((source, state), 1.0 if source == LAST_ANSWER else 0.0)
 
     def spell(self, text: str) -> dict[int, int]:
         """The token that `text` has in each state it passes; as far as it is a legal answer."""
@@ -64,9 +68,7 @@ class Drafter:
         for place, token in enumerate(answer):
             if self.grammar.forced(state) is None:
                 for source, proposed in self.sources(answer[:place], state, hints).items():
-                    key = source, state
-                    before = self.trust.get(key, float(source == LAST_ANSWER))
-                    self.trust[key] = 0.5 * before + 0.5 * (proposed == token)
+                    self.trust[source, state] = 0.5 * self._trust(source, state) + 0.5 * (proposed == token)
             state = self.grammar.advance(state, token)
 
     def guess(self, answer: Sequence[int], state: int, hints: Mapping[int, int]) -> tuple[list[int], list[int]]:
@@ -76,13 +78,12 @@ class Drafter:
             token = self.grammar.forced(state)
             if token is None:
                 proposed = self.sources(known, state, hints)
-                first = float(LAST_ANSWER in proposed)
-                trusted = {s: self.trust.get((s, state), first if s == LAST_ANSWER else 0.0) for s in proposed}
-                source = max(trusted, key=trusted.__getitem__, default=None)
+                source = max(proposed, key=lambda name: self._trust(name, state), default=None)
                 # A guess that is likelier wrong than right makes the block wider for nothing.
-                if source is None or trusted[source] <= 0.5:
+                if source is None or self._trust(source, state) <= 0.5:
                     break
                 token = proposed[source]
+            # The end is left to the model: what it would have to say behind it, nobody asks.
             if token == self.grammar.end_id or not self.grammar.allows(state, token):
                 break
             known.append(token)

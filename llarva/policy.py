@@ -177,7 +177,7 @@ class Policy(ChunkedPolicy):
         for row in self._rows(indices, len(instructions), "instructions"):
             self._last[row] = None
         # What was learned and what is in the cache change the shape of the sums, so an episode must not inherit them.
-        self.decoder.forget()
+        self.decoder.reset()
 
     def observe(self, observations: Sequence[Observation], indices: Sequence[int] | None = None) -> np.ndarray:
         """Take note of the present states; returns the images uint8 [B, H, W, 3]."""

@@ -7,44 +7,25 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from decoding_models import FORMAT, MODE, make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
-from llarva.decoding import Decoder, DecodingError, answer_format, penalty_rows, plain_generate, untrained_checkpoint
+from llarva.decoding import Decoder, DecodingError, answer_format, penalty_rows, plain_generate
 from llarva.instructions.format import InstructionFormat
-from llarva.instructions.numbers import BinNumbers, DecimalNumbers, Range
+from llarva.instructions.numbers import DecimalNumbers
 from llarva.kinematics import proprioception
+from llarva.lean_llama import LeanLlama, lean_obstacle
 from llarva.models.checkpoints import Checkpoint, load_checkpoint
 from llarva.models.pretrained import pretrained
-from llarva.models.tiny import TinySize
 from llarva.policy import known_control_modes
 from llarva.robots import get_robot
-from llarva.text_runners import LeanLlama, LibraryRunner, RunnerError, StaticRunner, lean_obstacle, make_runner
+from llarva.text_cache import RunnerError
+from llarva.text_runners import LibraryRunner, StaticRunner, make_runner
 
 pytest.importorskip("llarva.tabletop.env")  # registers the tasks
-
-MODE = "end_effector_delta"
-TEXTS = ["push the red button", "open the top drawer"]
-SMALL = TinySize(width=64, mlp_width=96, heads=4, vision_layers=1, text_layers=2, image_size=64)
-FORMAT = InstructionFormat(
-    "llarva-workbench-v1",
-    BinNumbers(64, {"trace": Range((0.0,) * 2, (64.0,) * 2), f"state:{MODE}": Range((-1.0,) * 7, (1.0,) * 7),
-                    f"action:{MODE}": Range((-1.0,) * 7, (1.0,) * 7)}),
-    "panda", history=1, n=3, trace_points=4, image_size=(64, 64),
-)
-
-
-def make_checkpoint(format: InstructionFormat = FORMAT, seed: int = 0) -> Checkpoint:
-    checkpoint = untrained_checkpoint(format, TEXTS, seed, SMALL)
-    with torch.no_grad():  # large output weights: the answers of a fresh model would repeat one number
-        generator = torch.Generator().manual_seed(seed)
-        head = checkpoint.model.lm_head.weight
-        head.copy_(torch.randn(head.shape, generator=generator))
-        for layer in checkpoint.model.model.language_model.layers:  # and sharp attention: rows should differ
-            layer.self_attn.q_proj.weight.mul_(6)
-    return checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +165,7 @@ def test_guesses_are_learned_from_what_repeats(bins: Checkpoint) -> None:
         state = grammar.advance(state, token)
     guess, states = drafter.guess(answer[:place], state, {})
     assert guess == answer[place : place + len(guess)] and len(guess) >= 6 and len(states) == len(guess) + 1
-    drafter.forget()
+    drafter.reset()
     assert drafter.guess(answer[:place], state, {})[0] == []
 
 
@@ -201,7 +182,7 @@ def test_equal_images_are_looked_at_once(bins: Checkpoint, monkeypatch: pytest.M
     images[2] = images[0]
     expected = reference(bins, decoder, images, prompts)
     looked.clear()
-    decoder.forget()
+    decoder.reset()
     assert decoder.generate(images, prompts).token_ids == expected and looked == [2]
 
 

@@ -5,54 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from decoding_models import DECIMAL, FORMAT, MODE, RUNNERS, Asker, make_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_decoding import FORMAT, MODE, make_checkpoint
 
 from llarva.decoding import Decoder, DecodingError, plain_generate
 from llarva.drafting import LAST_ANSWER
 from llarva.instructions.format import InstructionFormat
-from llarva.instructions.numbers import DecimalNumbers
 from llarva.int8 import Int8Linear, agreement
 from llarva.policy import Policy
 from llarva.robots import get_robot
-from llarva.text_runners import RunnerError
-
-DECIMAL = replace(FORMAT, numbers=DecimalNumbers(), n=2, trace_points=2)
-WORDS = ("push the red button", "go", "open the top drawer, then wait", "it", "take the block that is not blue")
-
-
-class Asker:
-    """One checkpoint, its decoders by way of decoding, and the library's answers to what was asked already."""
-
-    def __init__(self, format: InstructionFormat, seed: int) -> None:
-        self.checkpoint, self.decoders, self.said = make_checkpoint(format, seed), {}, {}
-
-    def decoder(self, runner: str, draft: bool, with_trace: bool, steps: int | None = None) -> Decoder:
-        key = runner, draft, with_trace, steps
-        if key not in self.decoders:
-            self.decoders[key] = Decoder(self.checkpoint, MODE, with_trace, runner=runner, draft=draft, steps=steps)
-        return self.decoders[key]
-
-    def question(self, number: int, with_trace: bool) -> tuple[np.ndarray, str]:
-        rng = np.random.default_rng(number // 2)  # two questions about each picture
-        image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        state = np.random.default_rng(number).uniform(-1, 1, (1, 7))
-        return image, self.checkpoint.format.prompt(WORDS[number % len(WORDS)], state, MODE, with_trace)
-
-    def check(self, numbers: list[int], runner: str, draft: bool, with_trace: bool, likely: int | None) -> None:
-        decoder = self.decoder(runner, draft, with_trace)
-        images, prompts = zip(*(self.question(number, with_trace) for number in numbers), strict=True)
-        expected = []
-        for number, image, prompt in zip(numbers, images, prompts, strict=True):
-            if (number, with_trace) not in self.said:
-                self.said[number, with_trace] = plain_generate(self.checkpoint, decoder.grammar, image, prompt)
-            expected.append(self.said[number, with_trace])
-        # A likely answer is the right one, spoiled from some character on by another row's.
-        texts = ["".join(decoder.vocabulary[token] for token in ids[:-1]) for ids in expected]
-        spoiled = [text[:likely] + other[likely:] for text, other in zip(texts, texts[1:] + texts[:1], strict=True)]
-        decoded = decoder.generate(np.stack(images), prompts, spoiled if likely is not None else None)
-        assert decoded.token_ids == expected
+from llarva.text_cache import RunnerError
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +25,7 @@ def askers() -> list[Asker]:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    numbers=st.lists(st.integers(0, 11), min_size=1, max_size=4), runner=st.sampled_from(["lean", "library", "static"]),
+    numbers=st.lists(st.integers(0, 11), min_size=1, max_size=4), runner=st.sampled_from(RUNNERS),
     draft=st.booleans(), with_trace=st.booleans(), likely=st.none() | st.integers(0, 120), which=st.integers(0, 2),
 )
 def test_however_it_is_decoded(askers: list[Asker], which: int, numbers: list[int], **way: object) -> None:
@@ -77,7 +40,7 @@ def test_thousands_of_prompts() -> None:
         for block in range(64):
             numbers = [int(number) for number in rng.integers(0, 1000, rng.choice([1, 1, 2, 8]))]
             likely = int(rng.integers(0, 120)) if rng.random() < 0.7 else None
-            for runner in ("lean", "library", "static"):
+            for runner in RUNNERS:
                 asker.check(numbers, runner, bool(block % 4), bool(block % 3), likely)
 
 
@@ -101,7 +64,7 @@ def test_a_second_question_about_an_image_reads_words_only(monkeypatch: pytest.M
     asker.check([2, 3, 3, 2], "lean", False, True, None)  # one image for four rows: read once, then the words
     assert widths[0] == 17, "opening and image, once for all rows"
     widths.clear()
-    decoder.forget()
+    decoder.reset()
     asker.check([1], "lean", False, True, None)
     assert widths[0] > first - 16
 

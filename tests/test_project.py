@@ -40,7 +40,7 @@ RANKS = {
             ("rlbench",),
             ("instructions",),
             ("models",),
-            ("training", "text_runners", "drafting", "int8"),
+            ("training", "text_cache", "lean_llama", "text_runners", "drafting", "int8", "prefill"),
             ("decoding",),
             ("policy",),
             ("baselines", "takeovers"),
