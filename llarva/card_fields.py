@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNVERIFIED', 'NONE', 'UNITS', 'Layout', 'OWN_LAYOUT', 'MODE_NAMES', 'ROTATIONS', 'FRAMES', 'ENCODINGS', 'CHANGES',
-           'CardError', 'GripperMap', 'Part', 'Language', 'Fields', 'words', 'choice', 'section', 'number', 'layout',
-           'read_fields', 'read_language']
+           'CardError', 'Sealed', 'GripperMap', 'Part', 'Language', 'Fields', 'words', 'choice', 'section', 'number',
+           'layout', 'read_fields', 'read_language']
 
 # %% ../nbs/01b0_card_fields.ipynb #60b52f3c
 import math
@@ -51,6 +51,18 @@ ROTATIONS: Mapping[str, int] = MappingProxyType(
     }
 )
 FRAMES: Final = ("base", "end_effector", NONE)
+
+# %% ../nbs/01b0_card_fields.ipynb #58da0cca
+class Sealed:
+    """A frozen record whose read-only mappings travel to other processes."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: dict(value) if isinstance(value, MappingProxyType) else value
+                for name, value in vars(self).items()}  # fmt: skip
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        sealed = {name: MappingProxyType(value) if isinstance(value, dict) else value for name, value in state.items()}
+        vars(self).update(sealed)
 
 # %% ../nbs/01b0_card_fields.ipynb #8fb8c2bd
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ class Language:
 
 
 @dataclass(frozen=True)
-class Fields:
+class Fields(Sealed):
     """The recipe of an episode; None is unverified, and what is unverified is left out of the episode, not guessed.
 
     `builder` is the data set's name in its own format. `actions` maps control modes to parts, whose numbers are the

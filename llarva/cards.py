@@ -24,6 +24,7 @@ from llarva.card_fields import (
     Fields,
     Language,
     Layout,
+    Sealed,
     choice,
     layout,
     read_fields,
@@ -62,7 +63,7 @@ class DatasetSize:
 
 
 @dataclass(frozen=True)
-class Card:
+class Card(Sealed):
     """What the workbench knows of a data set.
 
     `actions` maps each control mode to (name, unit) of every number of an action; the first of `control_modes` is the

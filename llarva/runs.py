@@ -114,7 +114,7 @@ def check_parameters(declared: Sequence[Parameter], given: Mapping[str, Any]) ->
     return {name: given.get(name, parameter.default) for name, parameter in known.items()}
 
 # %% ../nbs/14_runs.ipynb #e1f2c1dc
-NEUTRAL = frozenset({"out_dir", "workers"})
+NEUTRAL = frozenset({"out_dir", "workers", "executor"})
 
 
 def _refuse_mixture(

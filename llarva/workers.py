@@ -102,8 +102,8 @@ def _by_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[An
             try:
                 waiting = {pool.submit(_piece, number): number for number in left}
                 for finished in as_completed(waiting):
-                    result = finished.result()
-                    left.remove(waiting[finished])
+                    number, result = waiting.pop(finished), finished.result()
+                    left.remove(number)
                     deaths = 0
                     yield result
             except BrokenProcessPool as error:
@@ -168,8 +168,8 @@ def share(job: Job, numbers: Iterable[int], workers: int = 1, executor: str = "p
     """
     if executor not in EXECUTORS:
         raise WorkError(unknown_choice("executor", executor, EXECUTORS))
-    if workers < 1:
-        raise WorkError(f"workers must be at least 1, got {workers}.")
+    if not isinstance(workers, int) or workers < 1:
+        raise WorkError(f"workers must be a whole number of at least 1, got {workers!r}.")
     pieces = list(numbers)
     if executor == "ray":
         return _by_ray(job, pieces, workers)

@@ -34,5 +34,13 @@ class Slowly:
         return project_episode(made)
 
 
+class Result:
+    """Something that can be counted."""
+
+
+def make_result(number: int) -> Result:
+    return Result()
+
+
 def refuse(made: Episode) -> Trace | None:
     raise RowError(f"{made.episode_id} will not do")

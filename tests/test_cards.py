@@ -1,5 +1,6 @@
 """Data cards."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_shipped_cards():
     assert cards["tabletop"].unverified == cards["rlbench"].unverified == ()
     assert cards["tabletop"].camera.image_size == (128, 128) and cards["tabletop"].rate_hz == 20.0
     assert "@article" in cards["rlbench"].citation
+
+
+def test_cards_travel_to_other_processes():
+    for card in load_cards(CARDS).values():
+        copy = pickle.loads(pickle.dumps(card))
+        assert copy == card
+        with pytest.raises(TypeError, match="assignment"):
+            copy.actions["joint_velocity"] = ()
 
 
 def test_table():

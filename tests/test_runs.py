@@ -115,6 +115,15 @@ def test_run_once_then_leave_alone_then_refuse(notebook: Path, capsys: pytest.Ca
         run_notebook(notebook, out, {"steps": 5})
 
 
+def test_who_works_may_differ(notebook: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = {"workers": 1, "executor": "processes"}, {"workers": 2, "executor": "ray"}
+    lines = [f"{name}: {type(value).__name__} = {value!r}  # who works" for name, value in before.items()]
+    write_notebook(notebook, "\n".join([*lines, "out_dir: str = 'runs/x'  # where"]), "print('worked')")
+    run_notebook(notebook, notebook.parent / "out")
+    run_notebook(notebook, notebook.parent / "out", after)
+    assert "nothing to do" in capsys.readouterr().out
+
+
 def test_failing_cell_is_named_and_the_run_goes_on_later(notebook: Path) -> None:
     out = notebook.parent / "out"
     write_notebook(notebook, body="from pathlib import Path\nopen(Path(out_dir).parent / 'flag').read()")

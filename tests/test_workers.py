@@ -1,5 +1,6 @@
 """Who labels and audits does not matter: one process, several, Ray tasks, or the ones that are left after a kill."""
 
+import gc
 import json
 import os
 import random
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from labelling import CONFIG, Slowly, refuse
+from labelling import CONFIG, Result, Slowly, make_result, refuse
 from test_instructions_rows import MODES, contents, episode
 
+from llarva.cards import load_card
 from llarva.episodes.records import EpisodeError
 from llarva.episodes.store import EpisodeStore, EpisodeWriter
 from llarva.episodes.stretches import Stretches
@@ -28,6 +30,7 @@ from llarva.traces.detection_model import Detector, DetectorSize, make_detector
 from llarva.workers import PATIENCE, WorkError, share
 
 EPISODES = 9
+CARDS = Path(__file__).parents[1] / "data_cards"
 PLACES = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])  # where other processes find modules
 
 
@@ -149,13 +152,35 @@ def test_shards_of_another_moment_count_for_nothing(store: EpisodeStore, whole: 
 
 def test_ranges_and_audits_are_the_same(store: EpisodeStore, tmp_path: Path) -> None:
     assert fit_numbers(store, MODES, (48, 64), sample=50, workers=2) == fit_numbers(store, MODES, (48, 64), sample=50)
-    one = audit_store(store, tmp_path / "one", episodes_per_part=2, traces=Slowly())
+    card = load_card(CARDS / "tabletop.md")
+    one = audit_store(store, tmp_path / "one", card=card, episodes_per_part=2, traces=Slowly())
     (tmp_path / "lot-0").touch()
-    two = audit_store(store, tmp_path / "two", episodes_per_part=2, traces=Slowly(str(tmp_path)), workers=2)
+    dying = Slowly(str(tmp_path))
+    two = audit_store(store, tmp_path / "two", card=card, episodes_per_part=2, traces=dying, workers=2)
     assert everything(one.folder) == everything(two.folder) and not (tmp_path / "lot-0").exists()
     (one.folder / "audit.json").unlink()
     with pytest.raises(AuditError, match="no audit.json belongs"):
         audit_store(store, one.folder, episodes_per_part=2, traces=Slowly())
+
+
+def test_halves_of_an_audit_are_swept_away(store: EpisodeStore, tmp_path: Path) -> None:
+    whole = audit_store(store, tmp_path / "whole", episodes_per_part=2)
+    out = tmp_path / "cut"
+    audit_store(store, out, episodes_per_part=2)
+    index = json.loads((out / "audit.json").read_text())
+    (out / "audit.json").write_text(json.dumps(index | {"parts": 0, "complete": False}))
+    (out / "episodes" / "part-00001.parquet").unlink()
+    for half in ("episodes/.part-00001.parquet", "findings/.whole.parquet", ".datasets.parquet"):
+        (out / f"{half}.17.tmp").write_bytes(b"half")
+    audit_store(store, out, episodes_per_part=2, workers=2)
+    assert everything(out) == everything(whole.folder)
+
+
+def test_results_are_not_kept() -> None:
+    results = share(make_result, range(20), workers=2)
+    for _ in range(20):
+        next(results)
+    assert sum(type(one) is Result for one in gc.get_objects()) <= 2
 
 
 def test_a_detector_travels(store: EpisodeStore, tmp_path: Path) -> None:
@@ -170,10 +195,11 @@ def test_errors_of_workers_arrive(store: EpisodeStore, tmp_path: Path) -> None:
         build_rows(store, CONFIG, tmp_path / "rows", traces_of=refuse, workers=2)
     with pytest.raises(WorkError, match="cannot be sent"):
         build_rows(store, CONFIG, tmp_path / "rows", traces_of=lambda made: None, workers=2)
-    with pytest.raises(WorkError, match="'thread'"):
+    with pytest.raises(WorkError, match="'thread'.*processes, ray"):
         build_rows(store, CONFIG, tmp_path / "rows", traces_of=Slowly(), executor="thread")
-    with pytest.raises(WorkError, match="at least 1"):
-        share(abs, [1], workers=0)
+    for wrong in (0, -1, 1.5, "2", None):
+        with pytest.raises(WorkError, match=f"at least 1, got {wrong!r}"):
+            share(abs, [1], workers=wrong)  # type: ignore[arg-type]
 
 
 def test_a_store_that_changes_under_way_is_refused(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def audit_store(
             FINDINGS,
         )
         _write_index(folder, index | {"parts": len(episodes), "complete": True})
-        for left in folder.glob("*/.part-*.tmp"):
+        for left in folder.rglob(".*.parquet.*.tmp"):
             left.unlink(missing_ok=True)
     return AuditTable(folder)
 
