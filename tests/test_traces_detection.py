@@ -25,6 +25,7 @@ from llarva.traces.detection_data import (
     vary,
     write_labelled,
 )
+from llarva.traces.detection_losses import cell_centres, dense_loss, heat_of
 from llarva.traces.detection_model import Detections, Detector, DetectorSize, load_detector, make_detector
 from llarva.traces.detection_scores import average_precision, matches, overlaps, score_detector
 from llarva.traces.detection_tracks import TrackModel, choose, smooth, track
@@ -113,14 +114,22 @@ def test_folders_without_a_detector_are_refused(tmp_path: Path) -> None:
         load_detector(tmp_path)
 
 
-def test_any_detector_of_transformers_loads_and_names_its_class(tmp_path: Path) -> None:
+def save_cups_and_grippers(folder: Path) -> Path:
+    """A detector of another family with two classes."""
     from transformers import DetrImageProcessorPil, YolosConfig, YolosForObjectDetection
 
     config = YolosConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
                          image_size=[64, 64], patch_size=16, num_detection_tokens=5,
                          id2label={0: "cup", 1: "gripper"}, label2id={"cup": 0, "gripper": 1})  # fmt: skip
-    YolosForObjectDetection(config).save_pretrained(tmp_path)
-    DetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        YolosForObjectDetection(config).save_pretrained(folder)
+    DetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return folder
+
+
+def test_any_detector_of_transformers_loads_and_names_its_class(tmp_path: Path) -> None:
+    save_cups_and_grippers(tmp_path)
     with pytest.raises(DetectionError, match="cup.*gripper"):
         load_detector(tmp_path)
     found = load_detector(tmp_path, label="gripper").detect([np.zeros((48, 80, 3), np.uint8)], threshold=0.0)[0]
@@ -164,6 +173,53 @@ def test_a_killed_training_ends_with_the_same_weights(
     assert [row["loss"] for row in whole.log] == pytest.approx([row["loss"] for row in result.log], abs=1e-9)
     with pytest.raises(DetectionError, match="other parameters"):
         train_detector(replace(halted, learning_rate=5e-4))
+
+
+def test_one_of_several_classes_is_fine_tuned(squares: Path, tmp_path: Path) -> None:
+    base = save_cups_and_grippers(tmp_path / "base")
+    config = DetectorTraining({str(squares): 1.0}, str(tmp_path / "out"), base=str(base), steps=16, batch_size=8,
+                              learning_rate=3e-3, warmup_steps=1)  # fmt: skip
+    with pytest.raises(DetectionError, match="cup.*gripper"):
+        train_detector(config)
+    images = [square_picture(seed).pixels() for seed in range(4)]
+
+    @torch.inference_mode()
+    def chances(folder: Path) -> dict[str, float]:
+        detector = load_detector(folder, "gripper")
+        logits = detector.model(**detector.processor(images=images, return_tensors="pt")).logits
+        return dict(zip(("cup", "gripper"), logits.softmax(dim=-1).mean(dim=(0, 1)).tolist(), strict=False))
+
+    before, after = chances(base), chances(train_detector(replace(config, base_label="gripper")).checkpoint)
+    gained = {label: after[label] / before[label] for label in before}
+    assert gained["gripper"] > 1.01 and gained["cup"] < 1, gained
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(*[st.floats(0.05, 0.95)] * 2, *[st.floats(0.02, 0.5)] * 2), max_size=3))
+def test_every_hand_is_the_middle_of_a_cell_of_every_map(boxes: list[tuple[float, ...]]) -> None:
+    true = torch.tensor(boxes).reshape(-1, 4)
+    middles, widths = cell_centres(96, (8, 16, 32))
+    heat, owner = heat_of(true, middles, widths)
+    assert ((heat >= 0) & (heat <= 1)).all() and len(heat) == 144 + 36 + 9
+    for width in widths.unique():
+        tops = heat[widths == width] == 1
+        assert min(1, len(boxes)) <= tops.sum() <= len(boxes)
+    for k in torch.unique(owner[heat == 1]).tolist() if boxes else []:
+        inside = (owner == k) & (heat == 1)
+        assert ((middles[inside] - true[k, :2]).abs() <= widths[inside, None] / 2 + 1e-6).all()
+
+
+def test_cells_that_may_not_propose_take_no_part() -> None:
+    count = len(cell_centres(64, (8, 16, 32))[0])
+    scores = torch.zeros(2, count, requires_grad=True)
+    boxes = torch.zeros(2, count, 4)
+    boxes[:, ::2] = torch.inf
+    boxes.requires_grad_()
+    true = [torch.tensor([[0.4, 0.4, 0.3, 0.3]]), torch.zeros(0, 4)]
+    loss = dense_loss(scores, boxes, true, 64, (8, 16, 32))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(scores.grad).all() and torch.isfinite(boxes.grad).all()
+    assert boxes.grad[0].abs().sum() > 0 and boxes.grad[1].abs().sum() == 0 and (scores.grad[1] > 0).all()
 
 
 def test_pictures_are_needed(tmp_path: Path) -> None:

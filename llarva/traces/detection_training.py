@@ -36,14 +36,15 @@ PRECISIONS: Final = ("bf16", "fp32")
 class DetectorTraining:
     """What to train on (folders of labelled pictures, with their shares of a batch), from where, and for how long.
 
-    `base` is a checkpoint folder to fine-tune, None starts from random weights of `size`. `dense_weight` scales the
-    loss of the cells, for networks whose cells propose boxes (RT-DETR, D-FINE). `precision` "bf16" runs the forward
-    pass in bfloat16.
+    `base` is a checkpoint folder to fine-tune, None starts from random weights of `size`; where it knows several
+    classes, `base_label` is the one that shall mean an end effector. `dense_weight` scales the loss of the cells, for
+    networks whose cells propose boxes (RT-DETR, D-FINE). `precision` "bf16" runs the forward pass in bfloat16.
     """
 
     pictures: dict[str, float]
     out_dir: str
     base: str | None = None
+    base_label: str | None = None
     size: DetectorSize = field(default_factory=DetectorSize)
     steps: int = 8000
     batch_size: int = 16
@@ -86,7 +87,9 @@ class _Pool:
             weights += [share / len(read)] * len(read)
         self.weights = np.array(weights) / sum(weights)
 
-    def batch(self, seed: int, step: int, count: int, size: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    def batch(
+        self, seed: int, step: int, count: int, size: int, label: int
+    ) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
         """Pixels [count, 3, size, size] in [0, 1] and targets (boxes as centre and size, shares of the picture)."""
         rng = np.random.default_rng([seed, step])
         chosen = rng.choice(len(self.samples), count, p=self.weights)
@@ -96,7 +99,7 @@ class _Pool:
         for _, boxes in views:
             middle, extent = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
             shares = torch.from_numpy(np.concatenate([middle, extent], axis=1) / size).float()
-            targets.append({"class_labels": torch.zeros(len(boxes), dtype=torch.long), "boxes": shares})
+            targets.append({"class_labels": torch.full((len(boxes),), label), "boxes": shares})
         return pixels, targets
 
 # %% ../../nbs/05c3_traces.detection_training.ipynb #8b2d3cfc
@@ -141,7 +144,7 @@ class DetectorResult:
 
 def _start(config: DetectorTraining) -> Detector:
     if config.base is not None:
-        return load_detector(config.base)
+        return load_detector(config.base, config.base_label)
     return Detector(*make_detector(config.size, config.seed))
 
 
@@ -167,7 +170,7 @@ def _rate(step: int, config: DetectorTraining) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 # %% ../../nbs/05c3_traces.detection_training.ipynb #33aa2aa1
-def _losses(model: PreTrainedModel, pixels: torch.Tensor, targets: list[dict[str, torch.Tensor]],
+def _losses(model: PreTrainedModel, pixels: torch.Tensor, targets: list[dict[str, torch.Tensor]], label: int,
             config: DetectorTraining) -> dict[str, torch.Tensor]:  # fmt: skip
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         outputs = model(pixel_values=pixels.contiguous(memory_format=torch.channels_last), labels=targets)
@@ -175,7 +178,7 @@ def _losses(model: PreTrainedModel, pixels: torch.Tensor, targets: list[dict[str
     strides, scores = getattr(model.config, "feat_strides", None), getattr(outputs, "enc_outputs_class", None)
     if config.dense_weight and strides and scores is not None:
         boxes, side = [target["boxes"] for target in targets], pixels.shape[-1]
-        parts["dense"] = dense_loss(scores[..., 0], outputs.enc_outputs_coord_logits, boxes, side, strides)
+        parts["dense"] = dense_loss(scores[..., label], outputs.enc_outputs_coord_logits, boxes, side, strides)
         parts["loss"] = parts["loss"] + config.dense_weight * parts["dense"]
     return parts
 
@@ -189,7 +192,7 @@ def train_detector(config: DetectorTraining) -> DetectorResult:
     out = Path(config.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     detector = _start(config)
-    side = _image_side(detector)
+    side, label = _image_side(detector), min(detector.labels)
     model: PreTrainedModel = detector.model.to(memory_format=torch.channels_last)
     pool = _Pool(config.pictures)
     scale = _normalizer(detector)
@@ -202,8 +205,8 @@ def train_detector(config: DetectorTraining) -> DetectorResult:
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _rate(step, config)
         torch.manual_seed(config.seed * 1_000_003 + step)
-        pixels, targets = pool.batch(config.seed, step, config.batch_size, side)
-        parts = _losses(model, scale(pixels), targets, config)
+        pixels, targets = pool.batch(config.seed, step, config.batch_size, side, label)
+        parts = _losses(model, scale(pixels), targets, label, config)
         optimizer.zero_grad(set_to_none=True)
         parts["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
