@@ -25,6 +25,7 @@ from transformers import LlavaProcessor
 from ..episodes.records import decode_image, decode_mask
 from ..errors import LlarvaError, unknown_choice
 from ..instructions.format import InstructionFormat
+from ..instructions.shards import GROUP
 from ..instructions.wordings import get_template
 from llarva.models.text import (
     ACTION_NUMBER,
@@ -92,7 +93,9 @@ def open_rows(folders: Sequence[Path | str], cache: Path) -> datasets.Dataset:
     files = [str(file) for folder in folders for file in row_files(folder)]
     if not files:
         raise TrainingError("No rows: the list of row stores is empty.")
-    rows = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
+    rows = datasets.load_dataset(
+        "parquet", data_files=files, split="train", cache_dir=str(cache), writer_batch_size=GROUP
+    )
     if not isinstance(rows, datasets.Dataset) or not len(rows):
         raise TrainingError(f"The row stores {[str(f) for f in folders]} hold no rows.")
     return rows
