@@ -19,7 +19,8 @@ from llarva.sources.tfds_features import decode
 from llarva.sources.tfds_folder import open_tfds, scan_shard
 
 sys.path.insert(0, str(Path(__file__).parent))
-from rlds_sets import EPISODES, SETS, build, generate, normal, picture
+from rlds_parts import normal, picture
+from rlds_sets import EPISODES, SETS, build, generate
 
 GOLDEN = Path(__file__).parent / "golden" / "rlds"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from audit_faults import FAULTS, detected, path, with_actions, with_steps
+from audit_faults import FAULTS
+from fault_planting import detected, path, with_actions, with_steps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
