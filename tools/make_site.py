@@ -247,6 +247,8 @@ def gather() -> None:
     """Fill _proc with everything that Sphinx reads."""
     shutil.rmtree(PAGES, ignore_errors=True)
     shutil.copytree(ROOT / "docs" / "pages", PAGES)
+    for page in PAGES.glob("*.md"):
+        page.write_text(page.read_text(encoding="utf-8").replace("](../images/", "](images/"), encoding="utf-8")
     shutil.copytree(ROOT / "docs" / "static", PAGES / "_static")
     shutil.copytree(ROOT / "docs" / "images", PAGES / "images")
     shutil.copy(ROOT / "docs" / "conf.py", PAGES)
