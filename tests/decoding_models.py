@@ -11,6 +11,7 @@ from llarva.instructions.format import InstructionFormat
 from llarva.instructions.numbers import BinNumbers, DecimalNumbers, Range
 from llarva.models.checkpoints import Checkpoint
 from llarva.models.tiny import TinySize
+from llarva.prefill import image_features
 
 MODE = "end_effector_delta"
 TEXTS = ["push the red button", "open the top drawer"]
@@ -28,6 +29,7 @@ WORDS = ("push the red button", "go", "open the top drawer, then wait", "it", "t
 
 def make_checkpoint(format: InstructionFormat = FORMAT, seed: int = 0) -> Checkpoint:
     checkpoint = untrained_checkpoint(format, TEXTS, seed, SMALL)
+    _tell_images_apart(checkpoint)
     with torch.no_grad():  # large output weights: the answers of a fresh model would repeat one number
         generator = torch.Generator().manual_seed(seed)
         head = checkpoint.model.lm_head.weight
@@ -35,6 +37,22 @@ def make_checkpoint(format: InstructionFormat = FORMAT, seed: int = 0) -> Checkp
         for layer in checkpoint.model.model.language_model.layers:  # and sharp attention: rows should differ
             layer.self_attn.q_proj.weight.mul_(6)
     return checkpoint
+
+
+def pictures(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Images [count, 64, 64, 3] of coloured squares; noise would look the same to a tower that nobody trained."""
+    return rng.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+
+
+def _tell_images_apart(checkpoint: Checkpoint) -> None:
+    """A fresh projector says nearly the same of all images: take away what they have in common."""
+    projector, said = checkpoint.model.model.multi_modal_projector, list[torch.Tensor]()
+    hook = projector.linear_2.register_forward_hook(lambda layer, inputs, output: said.append(output))
+    image_features(checkpoint.model, checkpoint.processor, pictures(np.random.default_rng(0), 8))
+    hook.remove()
+    with torch.no_grad():
+        projector.linear_2.bias -= said[0].mean((0, 1))
+        projector.positions.mul_(0.2)
 
 
 class Asker:
@@ -50,8 +68,7 @@ class Asker:
         return self.decoders[key]
 
     def question(self, number: int, with_trace: bool = True) -> tuple[np.ndarray, str]:
-        rng = np.random.default_rng(number // 2)  # two questions about each picture
-        image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        image = pictures(np.random.default_rng(number // 2), 1)[0]  # two questions about each picture
         state = np.random.default_rng(number).uniform(-1, 1, (1, 7))
         return image, self.checkpoint.format.prompt(WORDS[number % len(WORDS)], state, MODE, with_trace)
 

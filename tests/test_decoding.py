@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from decoding_models import FORMAT, MODE, make_checkpoint
+from decoding_models import FORMAT, MODE, make_checkpoint, pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -42,7 +42,7 @@ def ask(format: InstructionFormat, count: int, seed: int = 0) -> tuple[np.ndarra
     rng = np.random.default_rng(seed)
     words = ["go", "push the red button", "open the top drawer and then wait for a while", "push it"]
     prompts = [format.prompt(words[i % 4], rng.uniform(-1, 1, (1, 7)), MODE) for i in range(count)]
-    return rng.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8), prompts
+    return pictures(rng, count), prompts
 
 
 def reference(checkpoint: Checkpoint, decoder: Decoder, images: np.ndarray, prompts: list[str]) -> list[list[int]]:

@@ -77,16 +77,20 @@ def test_rows_finish_while_others_go_on(askers: list[Asker], runner: str, monkey
     asker, decoder = askers[1], askers[1].decoder(runner, True, True)
     numbers = [0, 3, 4, 7]
     expected = asker.plain(decoder, numbers)
-    assert len(set(map(len, expected))) > 1
-    ended = []
-    accept = decoder._accept
+    fed, ended = [], []
+    feed, accept = decoder.runner.feed, decoder._accept
+
+    def count(*block: Any) -> torch.Tensor:
+        fed.append(block)
+        return feed(*block)
 
     def watch(answer: Any, *more: Any) -> int:
         wrong = accept(answer, *more)
         if answer.state == decoder.grammar.end:
-            ended.append(len(answer.tokens))
+            ended.append(len(fed))
         return wrong
 
+    monkeypatch.setattr(decoder.runner, "feed", count)
     monkeypatch.setattr(decoder, "_accept", watch)
     # Good drafts for some rows only: those end many forwards before the others, whose drafts are taken back meanwhile.
     rng = np.random.default_rng(0)
@@ -94,7 +98,7 @@ def test_rows_finish_while_others_go_on(askers: list[Asker], runner: str, monkey
     drafts = [texts[0], None, wrong_here_and_there(decoder, expected[2], 0.3, rng), texts[3]]
     decoder.reset()
     assert decoder.generate(*asker.questions(numbers), drafts).token_ids == expected
-    assert sorted(ended) == sorted(map(len, expected)) and ended != list(map(len, expected))
+    assert len(ended) == 4 and max(ended) > 2 * min(ended)
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,16 @@ def test_evaluate(chain: Path) -> None:
     assert [row["task"] for row in saved["means"]] == ["mean over tasks"]
     assert list((chain / "evaluate").glob("rollouts/strips/*.png"))
     assert list((chain / "evaluate").glob("rollouts/films/*.mp4"))
+
+
+def test_evaluate_with_other_weights(chain: Path) -> None:
+    few = {"checkpoint": str(chain / "train" / "checkpoint"), "episodes": 1, "max_steps": 4, "videos": 0}
+    run_notebook("evaluate", chain / "int8", {**few, "runner": "library", "weights": "int8"})
+    assert "int8" in read_metrics(chain / "int8")["metrics"]["answers"]
+    chosen = json.loads((chain / "int8" / "rollouts" / "evaluation.json").read_text())
+    assert (chosen["runner"], chosen["weights"]) == ("library", "int8")
+    with pytest.raises(RunError, match="Unknown weights 'int4'"):
+        run_notebook("evaluate", chain / "int4", {**few, "weights": "int4"})
 
 
 def test_choose_and_compare(chain: Path) -> None:

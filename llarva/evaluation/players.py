@@ -24,7 +24,7 @@ from ..baselines.policy import BaselinePolicy
 from ..errors import unknown_choice
 from .batches import Drives, Rollout, rollout, row_of
 from .rows import EvaluationError
-from .scenes import SIMULATORS, Environment, EvaluationConfig, scenes_of
+from .scenes import DECODING, SIMULATORS, Environment, EvaluationConfig, scenes_of
 from .video import film_bytes, png_bytes, strip
 from ..models.checkpoints import Checkpoint, load_checkpoint
 from ..policy import Policy
@@ -52,13 +52,21 @@ def load_either(folder: Path | str) -> Loaded:
 
 
 def make_policy(checkpoint: Loaded, config: EvaluationConfig) -> Drives:
-    """What drives the environments of an evaluation; EvaluationError for an ensemble of a language-model policy."""
+    """What drives the environments of an evaluation.
+
+    Raises `EvaluationError` for an ensemble of a language-model policy, and for a way of decoding of a baseline.
+    """
     batch = min(config.batch, config.episodes)
     if isinstance(checkpoint, Baseline):
+        for name, default in DECODING.items():
+            if getattr(config, name) != default:
+                raise EvaluationError(f"{name} {getattr(config, name)!r} is for language-model policies; a baseline "
+                                      f"decodes nothing. Valid choices: {default}.")
         return BaselinePolicy(checkpoint, config.control_mode, batch, execute=config.execute, ensemble=config.ensemble)
     if config.ensemble is not None:
         raise EvaluationError("Temporal ensembling is for baselines; a language-model policy executes its chunks.")
-    return Policy(checkpoint, config.control_mode, batch, execute=config.execute, with_trace=config.with_trace)
+    return Policy(checkpoint, config.control_mode, batch, execute=config.execute, with_trace=config.with_trace,
+                  runner=config.runner, weights=config.weights)
 
 # %% ../../nbs/12d1_evaluation.players.ipynb #dfd22dc4
 def fingerprint(checkpoint: Loaded) -> str:

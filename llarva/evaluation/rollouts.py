@@ -27,7 +27,7 @@ from llarva.evaluation.players import (
     make_environment,
 )
 from .rows import EvaluationError, format_summary, part_path, read_part, read_rows, write_part
-from .scenes import EvaluationConfig, check_seeds, scenes_of
+from .scenes import EvaluationConfig, answers_of, check_seeds, scenes_of
 from .selftest import SelfTest, self_test
 from .sharding import playing
 from .video import check_film_format
@@ -136,7 +136,7 @@ def evaluate(
         if config.simulator == "rlbench" and make_env is make_environment:
             # now, and not when a lacking task's turn comes, after hours
             importlib.import_module("llarva.rlbench.env").check_tasks(expand_suites(config.tasks))
-        tested = self_test(checkpoint, config.training_rows)
+        tested = self_test(checkpoint, config.training_rows, runner=config.runner)
         write_whole(folder / "selftest.json", (json.dumps(asdict(tested), indent=1) + "\n").encode())
         with playing(config, checkpoint, make_env, film_format) as play:
             for played in tqdm(play(todo), f"rollouts ({config.control})", len(todo), unit="batch",
@@ -144,5 +144,6 @@ def evaluate(
                 keep(folder, played)
     if config.repeats:
         repeat(config, checkpoint, make_env)
-    (folder / "summary.txt").write_text(format_summary(read_rows(folder)) + "\n")
+    other = "" if config.weights == "exact" else f"answers {answers_of(config)}\n"
+    (folder / "summary.txt").write_text(other + format_summary(read_rows(folder)) + "\n")
     return folder

@@ -63,9 +63,9 @@ def first_unlike(logits: Tensor, tokens: Sequence[int], allowed: Sequence[Any] |
 class Replay:
     """Replays rows of one control mode, with or without traces, through the serving path of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, control_mode: str, with_trace: bool) -> None:
+    def __init__(self, checkpoint: Checkpoint, control_mode: str, with_trace: bool, runner: str = "auto") -> None:
         self.checkpoint, self.mode, self.with_trace = checkpoint, control_mode, with_trace
-        self.decoder = Policy(checkpoint, control_mode, with_trace=with_trace).decoder
+        self.decoder = Policy(checkpoint, control_mode, with_trace=with_trace, runner=runner).decoder
         self.slack = ROUNDING.get(checkpoint.model.dtype, 2e-3)
 
     def row(self, row: Mapping[str, Any]) -> int:
@@ -124,10 +124,13 @@ class Replay:
         return repr(self.decoder.processor.tokenizer.decode([token]))
 
 # %% ../../nbs/12d3_evaluation.selftest.ipynb #1921e8fa
-def self_test(checkpoint: Loaded, training_rows: str | None = None, count: int = 4) -> SelfTest:
+def self_test(
+    checkpoint: Loaded, training_rows: str | None = None, count: int = 4, runner: str = "auto"
+) -> SelfTest:
     """Replay training rows through the serving path; raises `SelfTestError` where an answer is not training's.
 
-    The rows are those kept with the checkpoint, or `count` of the row store `training_rows`.
+    The rows are those kept with the checkpoint, or `count` of the row store `training_rows`. The `runner` is tested
+    with the checkpoint's own weights, since those in int8 may answer otherwise.
     """
     if not isinstance(checkpoint, Checkpoint):
         return SelfTest(0, 0, "a baseline has no prompt and no decoder")
@@ -148,7 +151,8 @@ def self_test(checkpoint: Loaded, training_rows: str | None = None, count: int =
         except AnswerError as error:
             raise SelfTestError(f"Row {row['id']}: the template {checkpoint.format.template} cannot read its prompt: "
                                 f"{error}") from error
-        replays.setdefault(key, Replay(checkpoint, *key))
+        if key not in replays:
+            replays[key] = Replay(checkpoint, *key, runner)
         tokens += replays[key].row(row)
     return SelfTest(len(rows), tokens, source)
 

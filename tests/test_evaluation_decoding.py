@@ -1,0 +1,129 @@
+"""How answers are decoded is chosen by name, recorded with the rows, and changes none unless it says so."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from decoding_models import make_checkpoint, pictures
+from patch_world import FORMAT, Patches
+
+from llarva.decoding import Decoded, Decoder, plain_generate
+from llarva.evaluation import rollouts, selftest
+from llarva.evaluation.players import make_policy
+from llarva.evaluation.rollouts import evaluate
+from llarva.evaluation.rows import TIMINGS, EvaluationError, format_summary, read_rows
+from llarva.evaluation.scenes import EvaluationConfig, answers_of
+from llarva.evaluation.selftest import SelfTest
+from llarva.int8 import Int8Linear
+from llarva.models.checkpoints import Checkpoint
+from llarva.policy import Policy
+from llarva.text_runners import LibraryRunner, StaticRunner
+
+CONFIG = EvaluationConfig("none", "", tasks=("one", "two"), episodes=3, batch=2, videos=0)
+
+
+class Kaleidoscope(Patches):
+    """Patches that show another picture at every step: answers should differ, else comparing them tests little."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.seed = seed or 0
+        return super().reset(seed=seed, options=options)
+
+    def picture(self, paint: Sequence[int] = range(3)) -> np.ndarray:
+        return pictures(np.random.default_rng([self.seed, self.steps]), 1)[0]
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return make_checkpoint(FORMAT)
+
+
+def play(folder: Path, checkpoint: Checkpoint, **changes: Any) -> list[dict[str, Any]]:
+    config = replace(CONFIG, out_dir=str(folder), **changes)
+    evaluate(config, checkpoint=checkpoint, make_env=lambda *_: Kaleidoscope(), progress=False)
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in read_rows(folder)]
+
+
+def identity(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def plainly(self: Decoder, images: np.ndarray, prompts: list[str], likely: Any = None) -> Decoded:
+    ids = [plain_generate(self._checkpoint, self.grammar, *pair) for pair in zip(images, prompts, strict=True)]
+    texts = ["".join(self.vocabulary[token] for token in row[:-1]) for row in ids]
+    return Decoded(texts, ids, 0.0, sum(map(len, ids)), 0)
+
+
+def test_every_runner_plays_the_rows_of_plain_generation(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, "generate", plainly)
+        expected = play(tmp_path / "plain", checkpoint)
+    assert len({row["action_sha256"] for row in expected}) == 3
+    for runner in ("auto", "lean", "library", "static"):
+        for batch in (1, 2):
+            rows = play(tmp_path / f"{runner}-{batch}", checkpoint, runner=runner, batch=batch)
+            assert rows == expected, runner
+
+
+def test_the_runner_that_was_asked_for_is_taken(checkpoint: Checkpoint) -> None:
+    for runner, kind in (("static", StaticRunner), ("library", LibraryRunner)):
+        policy = make_policy(checkpoint, replace(CONFIG, runner=runner))
+        assert isinstance(policy, Policy) and isinstance(policy.decoder.runner, kind)
+
+
+def test_rows_of_int8_are_marked(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    config = replace(CONFIG, weights="int8")
+    policy = make_policy(checkpoint, config)
+    assert isinstance(policy, Policy) and any(isinstance(m, Int8Linear) for m in policy.decoder.model.modules())
+    rows = play(tmp_path / "rough", checkpoint, weights="int8")
+    exact = play(tmp_path / "exact", checkpoint)
+    assert [row["seed"] for row in rows] == [row["seed"] for row in exact] and rows != exact
+    assert identity(tmp_path / "rough") == identity(tmp_path / "exact") | {"weights": "int8"}
+    told = (tmp_path / "rough" / "summary.txt").read_text().strip().splitlines()
+    assert told == [f"answers {answers_of(config)}", *format_summary(read_rows(tmp_path / "rough")).splitlines()]
+    assert "int8" in told[0] and "int8" not in (tmp_path / "exact" / "summary.txt").read_text()
+    for folder, weights in (("rough", "exact"), ("exact", "int8")):
+        with pytest.raises(EvaluationError, match="differs in weights"):
+            play(tmp_path / folder, checkpoint, weights=weights)
+    with pytest.raises(EvaluationError, match="differs in runner"):
+        play(tmp_path / "exact", checkpoint, runner="library")
+
+
+def test_folders_from_before_there_was_a_choice_go_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    rows = play(tmp_path, checkpoint)
+    assert not {"runner", "weights"} & identity(tmp_path).keys()
+    (tmp_path / "rows" / "part-00001.parquet").unlink()
+    assert play(tmp_path, checkpoint) == rows
+
+
+@pytest.mark.parametrize("changes,says", [
+    ({"runner": "fast"}, "Unknown runner 'fast'.*auto, lean, library, static"),
+    ({"weights": "int4"}, "Unknown weights 'int4'.*exact, int8"),
+    ({"runner": "lean", "weights": "int8"}, "auto, library, static"),
+])
+def test_what_there_is_to_choose(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(EvaluationError, match=says):
+        replace(CONFIG, **changes)
+
+
+def test_the_self_test_runs_the_runner_and_the_checkpoint_s_own_weights(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def test(checkpoint: Checkpoint, rows: str | None, runner: str) -> SelfTest:
+        asked.append(runner)
+        return SelfTest(0, 0, "told")
+
+    monkeypatch.setattr(rollouts, "self_test", test)
+    play(tmp_path, checkpoint, runner="static", weights="int8", episodes=1)
+    assert asked == ["static"]
+    replay = selftest.Replay(checkpoint, CONFIG.control_mode, True, "static")
+    assert isinstance(replay.decoder.runner, StaticRunner)
+    assert not any(isinstance(m, Int8Linear) for m in replay.decoder.model.modules())
