@@ -83,7 +83,7 @@ class Drafter:
                 if source is None or self._trust(source, state) <= 0.5:
                     break
                 token = proposed[source]
-            # The end is left to the model: what it would have to say behind it, nobody asks.
+            # The end is left to the model: behind it there is no place for the token that it adds to every guess.
             if token == self.grammar.end_id or not self.grammar.allows(state, token):
                 break
             known.append(token)

@@ -55,6 +55,7 @@ def agreement(answers: Sequence[Sequence[int]], reference: Sequence[Sequence[int
     """The share of `reference` tokens reached before the first other one, and the share of answers that are equal."""
     reached = 0
     for answer, true in zip(answers, reference, strict=True):
-        reached += next((i for i, (a, b) in enumerate(zip(answer, true, strict=False)) if a != b), len(true))
+        pairs = enumerate(zip(answer, true, strict=False))
+        reached += next((i for i, (a, b) in pairs if a != b), min(len(answer), len(true)))
     equal = sum(list(answer) == list(true) for answer, true in zip(answers, reference, strict=True))
     return reached / max(sum(map(len, reference)), 1), equal / max(len(reference), 1)

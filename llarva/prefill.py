@@ -33,11 +33,9 @@ def first_of_each(keys: Sequence[Hashable]) -> tuple[list[int], list[int]]:
 @torch.inference_mode()
 def image_features(model: Any, processor: Any, images: np.ndarray) -> Tensor:
     """Image tokens as the text model reads them, [B, tokens, width], of uint8 `images` [B, H, W, 3]."""
-    first, index = first_of_each(image_keys(images))
-    pixels = image_inputs(pixel_values(images[first], processor).to(model.device, model.dtype))
+    pixels = image_inputs(pixel_values(images, processor).to(model.device, model.dtype))
     features = model.get_image_features(**pixels, return_dict=True).pooler_output
-    stacked = features if isinstance(features, Tensor) else torch.stack(list(features))
-    return stacked if len(first) == len(images) else stacked[index]
+    return features if isinstance(features, Tensor) else torch.stack(list(features))
 
 # %% ../nbs/09d_prefill.ipynb #849a1d68
 @torch.inference_mode()

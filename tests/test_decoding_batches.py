@@ -25,7 +25,9 @@ from llarva.instructions.automaton import build_grammar
 from llarva.instructions.format import InstructionFormat
 from llarva.instructions.numbers import DecimalNumbers
 from llarva.instructions.template import Constant, Table
+from llarva.models.backbones import text_model
 from llarva.models.checkpoints import Checkpoint
+from llarva.prefill import embed_rows, image_keys
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,13 @@ def test_rows_finish_while_others_go_on(askers: list[Asker], runner: str, monkey
             ended.append(len(fed))
         return wrong
 
+    def take_back(counts: list[int]) -> None:
+        taken.append(counts)
+        rollback(counts)
+
+    taken, rollback = list[list[int]](), decoder.runner.rollback
     monkeypatch.setattr(decoder.runner, "feed", count)
+    monkeypatch.setattr(decoder.runner, "rollback", take_back)
     monkeypatch.setattr(decoder, "_accept", watch)
     # Good drafts for some rows only: those end many forwards before the others, whose drafts are taken back meanwhile.
     rng = np.random.default_rng(0)
@@ -99,6 +107,10 @@ def test_rows_finish_while_others_go_on(askers: list[Asker], runner: str, monkey
     decoder.reset()
     assert decoder.generate(*asker.questions(numbers), drafts).token_ids == expected
     assert len(ended) == 4 and max(ended) > 2 * min(ended)
+    # Rows that have ended must not keep the slots of tokens that the others take back.
+    later = taken[sorted(ended)[1] :]
+    assert any(max(counts) > 0 for counts in later)
+    assert all(counts[0] == counts[3] == max(counts) for counts in later)
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -110,32 +122,32 @@ def test_a_batch_that_shrinks_and_grows(askers: list[Asker], runner: str) -> Non
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("shift", ["each its own place", "one row differs"])
+@pytest.mark.parametrize("shift", ["each its own place", "one row differs", "at the end"])
 def test_images_at_different_places_are_all_seen(
     askers: list[Asker], runner: str, shift: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Then rows are padded at the left, and no prefix is shared.
+    # Then rows are padded at the left; and of an image at the end, the cache holds all tokens but the last.
     asker, encode = askers[0], decoding.encode_prompt
-    asked = list[str]()
 
     def words_first(processor: Any, prompt: str) -> list[int]:
         ids = encode(processor, prompt)
-        asked.append(prompt)
-        place = (3 * (len(prompt) % 4)) if shift == "each its own place" else 5 * (prompt == prompts[1])
         words = ids[17:]  # behind the opening and 16 image tokens
+        places = {"each its own place": 3 * (len(prompt) % 4), "one row differs": 5 * (prompt == prompts[1])}
+        place = places.get(shift, len(words))
         return [ids[0], *words[:place], *ids[1:17], *words[place:]]
 
     monkeypatch.setattr(decoding, "encode_prompt", words_first)
     decoder = Decoder(asker.checkpoint, MODE, runner=runner, draft=False)
     images, prompts = asker.questions([0, 1, 2, 5])
     images[3] = images[0]
-    for _ in range(2):
+    said = []
+    for seen in (images, images, images[::-1].copy()):
         expected = [plain_generate(asker.checkpoint, decoder.grammar, *pair)
-                    for pair in zip(images, prompts, strict=True)]
-        assert decoder.generate(images, prompts).token_ids == expected
-        images = images[::-1].copy()
-    # The pictures must matter, else they could be left out unnoticed.
-    assert decoder.generate(255 - images, prompts).token_ids != expected
+                    for pair in zip(seen, prompts, strict=True)]
+        for _ in range(2):
+            assert decoder.generate(seen, prompts).token_ids == expected
+        said.append(expected)
+    assert said[0] == said[1] != said[2], "the pictures should matter, else they could be left out unnoticed"
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -154,6 +166,17 @@ def test_the_longest_answer(askers: list[Asker], runner: str) -> None:
         row = int(np.argmin([len(ids) for ids in expected]))  # a refusal leaves nothing behind
         again = short.generate(questions[0][[row]], [questions[1][row]])
         assert again.token_ids == [expected[row]]
+
+
+def test_an_answer_that_is_too_long_is_given_up_at_once(
+    askers: list[Asker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(askers[1].checkpoint, MODE, draft=False, max_tokens=30)
+    fed, feed = list[int](), decoder.runner.feed
+    monkeypatch.setattr(decoder.runner, "feed", lambda block, *more: (fed.append(1), feed(block, *more))[1])
+    with pytest.raises(DecodingError, match="within 30 tokens"):
+        decoder.generate(*askers[1].questions([0]))
+    assert len(fed) <= 31
 
 
 def test_the_reference_is_cut_at_its_longest(askers: list[Asker]) -> None:
@@ -197,21 +220,55 @@ def test_an_answer_of_one_choice(runner: str, monkeypatch: pytest.MonkeyPatch) -
             assert decoder.generate(images, prompts, drafts).token_ids == expected
 
 
-def test_nothing_of_a_failed_batch_is_gone_on_from(askers: list[Asker], monkeypatch: pytest.MonkeyPatch) -> None:
-    asker, decoder = askers[0], askers[0].decoder("library", True, True)
-    expected = asker.plain(decoder, [0])
+@pytest.mark.parametrize("runner", RUNNERS[1:])
+def test_nothing_of_a_failed_batch_is_gone_on_from(
+    askers: list[Asker], runner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asker, decoder = askers[0], askers[0].decoder(runner, True, True)
+    expected = asker.plain(decoder, [0, 1])
+    decoder.reset()
     decoder.generate(*asker.questions([0]))
-    feed = decoder.runner.feed
 
-    def fails(embeddings: torch.Tensor, *more: Any) -> torch.Tensor:
-        feed(embeddings, *more)
+    def fails(*_: Any, **__: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decoder.runner, "feed", fails)
+    # The second layer fails, so the first has read what the others have not.
+    monkeypatch.setattr(text_model(decoder.model).layers[1], "forward", fails)
     with pytest.raises(MemoryError):
-        decoder.generate(*asker.questions([0]))
+        decoder.generate(*asker.questions([1]))
     monkeypatch.undo()
-    assert decoder.generate(*asker.questions([0])).token_ids == expected
+    assert decoder.generate(*asker.questions([1])).token_ids == expected[1:]
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 64 * 64 * 3 - 1), st.integers(1, 255))
+def test_a_single_value_makes_another_image(place: int, change: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    images[1] = images[0]
+    images[1].reshape(-1)[place] ^= change
+    one, other = image_keys(images)
+    assert one != other and image_keys(images[:1].copy()) == [one]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=4), st.integers(0, 2))
+def test_rows_of_any_length_become_a_block(
+    askers: list[Asker], rows: list[tuple[int, int]], left: int
+) -> None:
+    # A row: so many image tokens still to be read, of four, and so many words behind them.
+    model = askers[0].checkpoint.model
+    token, table = model.config.image_token_id, model.get_input_embeddings().weight
+    ids = [[token] * count + [10 + k for k in range(words)] for count, words in rows]
+    left = min(left, *map(len, ids))
+    if not max(map(len, ids)):
+        return
+    features = torch.arange(4.0 * len(rows)).view(-1, 4, 1).expand(-1, -1, table.shape[1])
+    block, valid = embed_rows(model, ids, features, left)
+    mask = torch.ones(block.shape[:2], dtype=torch.bool) if valid is None else valid
+    assert mask[:, :left].all() and mask[:, block.shape[1] - (min(map(len, ids)) - left) :].all()
+    for row, (count, words) in enumerate(rows):
+        expected = torch.cat([features[row, 4 - count :], table[10 : 10 + words]])
+        assert torch.equal(block[row][mask[row]], expected)
 
 
 def test_a_guess_stops_where_it_is_likelier_wrong(askers: list[Asker]) -> None:
