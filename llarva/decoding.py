@@ -101,7 +101,8 @@ class _Answer:
 class Decoder:
     """Generates answers under the grammar of a checkpoint, greedily, with one key-value cache for a batch.
 
-    In float32 they are the tokens of `plain_generate`, whatever the runner, the draft or the batch.
+    In float32 its answers are the tokens of `plain_generate`, whatever the runner, the draft or the batch.
+
     `steps` of the n predicted ones are answered (None: all). `runner` chooses how the text model runs: "auto", "lean",
     "library" or "static" (see `llarva.text_runners`). With `draft`, answers are guessed ahead and checked (see
     `llarva.drafting`). `weights` is "exact", or "int8" for text layers in int8 (see `llarva.int8`), whose answers may

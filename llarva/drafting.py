@@ -15,8 +15,9 @@ LAST_ANSWER, LAST_ACTION = "last answer", "last action"
 
 
 class Drafter:
-    """Guesses how an answer goes on: as an earlier answer did, or as the action before it, `period` tokens ago (None:
-    numbers have no fixed length). Which of them to trust in which state is learned from finished answers.
+    """Guesses how an answer goes on, `longest` tokens at most: as an earlier answer did, or as the action before it,
+    `period` tokens ago (None: numbers have no fixed length). Which of them to trust in which state of the grammar is
+    learned from finished answers. `hints` are the tokens of an earlier answer by state, as `spell` finds them.
     """
 
     def __init__(

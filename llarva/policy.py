@@ -154,7 +154,11 @@ class ChunkedPolicy(ABC):
 
 # %% ../nbs/10_policy.ipynb #ba63ec82
 class Policy(ChunkedPolicy):
-    """A checkpoint that drives `batch` robots in one `control_mode`, `execute` of its n predicted steps at a time."""
+    """A checkpoint that drives `batch` robots in one `control_mode`, `execute` of its n predicted steps at a time.
+
+    `runner` and `weights` choose how answers are decoded (see `llarva.decoding`). Raises `PolicyError` for a control
+    mode that the checkpoint was not trained for, and what `Decoder` raises.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, control_mode: str, batch: int = 1, *,
