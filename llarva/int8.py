@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .prefill import common_prefix
+
 WEIGHTS = ("exact", "int8")
 
 
@@ -53,9 +55,6 @@ def int8_copy(model: Any, part: nn.Module) -> Any:
 
 def agreement(answers: Sequence[Sequence[int]], reference: Sequence[Sequence[int]]) -> tuple[float, float]:
     """The share of `reference` tokens reached before the first other one, and the share of answers that are equal."""
-    reached = 0
-    for answer, true in zip(answers, reference, strict=True):
-        pairs = enumerate(zip(answer, true, strict=False))
-        reached += next((i for i, (a, b) in pairs if a != b), min(len(answer), len(true)))
+    reached = sum(common_prefix(answer, true) for answer, true in zip(answers, reference, strict=True))
     equal = sum(list(answer) == list(true) for answer, true in zip(answers, reference, strict=True))
     return reached / max(sum(map(len, reference)), 1), equal / max(len(reference), 1)

@@ -58,6 +58,7 @@ def _pack(job: Job) -> bytes:
 
 
 def _unpack(packed: bytes) -> Job:
+    # Only ever the bytes of `_pack`, handed from the process that shares its work to those that it started.
     try:
         job: Job = pickle.loads(packed)
     except (pickle.UnpicklingError, AttributeError, ImportError) as error:

@@ -7,8 +7,6 @@ import os
 import shutil
 import signal
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +17,10 @@ import yaml
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState
+from forking import fork_each
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import SMALL, configure, rows, trained  # noqa: F401
-from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 from llarva.models.adapters import LoraSettings
@@ -328,18 +326,13 @@ def losses(log) -> list[float]:
 def test_more_or_fewer_processes_go_on(rows: Path, tmp_path: Path) -> None:  # noqa: F811
     straight = train(configure(rows, tmp_path / "one", steps=6))
     both = configure(rows, tmp_path / "both", steps=6, save_every=3, processes=2)
-    log, port, children = tmp_path / "both" / "log.jsonl", free_port(), []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            try:
-                AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, of one process
-                run_share(rank, both, port)
-                os._exit(0)
-            finally:
-                os._exit(1)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    log, port = tmp_path / "both" / "log.jsonl", free_port()
+
+    def train_share(rank: int) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, of one process
+        run_share(rank, both, port)
+
+    assert fork_each(2, train_share) == [0, 0]
     shared = [json.loads(line) for line in log.read_text().splitlines()]
     assert losses(shared) == pytest.approx(losses(straight.log), abs=2e-4)
     newest_state(tmp_path / "both" / "state").unlink()
@@ -402,71 +395,3 @@ def test_passes_see_every_row_once() -> None:
         Sampling(order="passes")
     with pytest.raises(TrainingError, match="draws, passes"):
         Sampling(order="epochs")
-
-
-def forked(count: int, work: Callable[[int], None]) -> list[int]:
-    """Exit codes of `count` processes of one gloo group, each of which does its `work`."""
-    port, children = free_port(), []
-    for rank in range(count):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                torch.set_num_threads(1)
-                address = f"tcp://127.0.0.1:{port}"
-                torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
-                work(rank)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def small_net() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
-    net[2].bias.requires_grad_(False)
-    return net, torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.05)
-
-
-def sharded_net() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    net, _ = small_net()
-    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (torch.distributed.get_world_size(),))
-    for part in (net[0], net[2], net):
-        fully_shard(part, mesh=mesh)
-    return net, torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.05)
-
-
-def steps_of(net: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    for step in steps:
-        torch.manual_seed(step)
-        optimizer.zero_grad()
-        net(torch.randn(8, 5)).square().mean().backward()
-        optimizer.step()
-
-
-def test_states_of_shared_weights_fit_any_number_of_processes(tmp_path: Path) -> None:
-    straight, adam = small_net()
-    steps_of(straight, adam, range(6))
-
-    def begin(rank: int) -> None:
-        net, optimizer = sharded_net()
-        steps_of(net, optimizer, range(2))
-        save_state(tmp_path, 2, net, [optimizer], "p", write=rank == 0)
-
-    def go_on(rank: int) -> None:
-        net, optimizer = sharded_net()
-        assert load_state(tmp_path / "step-00000002.safetensors", net, [optimizer], "p") == 2
-        steps_of(net, optimizer, range(2, 4))
-        save_state(tmp_path, 4, net, [optimizer], "p", write=rank == 0)
-
-    assert forked(2, begin) == [0, 0]
-    assert forked(3, go_on) == [0, 0, 0]
-    last, optimizer = small_net()
-    assert load_state(tmp_path / "step-00000004.safetensors", last, [optimizer], "p") == 4
-    steps_of(last, optimizer, range(4, 6))
-    for name, value in straight.state_dict().items():
-        torch.testing.assert_close(last.state_dict()[name], value, rtol=1e-4, atol=1e-5)

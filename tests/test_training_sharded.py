@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from forking import fork_each, fork_group
 from test_training import configure, rows  # noqa: F401
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import llarva.training.loop as loop
 from llarva.training.config import TrainConfig
-from llarva.training.state import newest_state
+from llarva.training.state import load_state, newest_state, save_state
 
 LAUNCH = Path(__file__).parent.parent / "nbs" / "runs" / "launch"
 NAMES = {"FSDP_TRANSFORMER_LAYER_CLS_TO_WRAP": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
@@ -52,7 +54,7 @@ def on_cpu(kind: str):
 
 def shared(kind: str, config: TrainConfig) -> None:
     """Train in processes that share the weights out."""
-    plain, port, children = loop.one_step, loop.free_port(), []
+    plain, port = loop.one_step, loop.free_port()
 
     def step(config: TrainConfig, accelerator: Accelerator, module: nn.Module, *others):
         parameters = [p for p in module.parameters() if p.requires_grad]
@@ -60,22 +62,13 @@ def shared(kind: str, config: TrainConfig) -> None:
         assert accelerator.num_processes == 2 and all(spread)
         return plain(config, accelerator, module, *others)
 
-    for rank in range(config.processes):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                AcceleratorState._reset_state(reset_partial_state=True)
-                os.environ.update(environment(kind))
-                loop.Accelerator, loop.one_step = on_cpu(kind), step
-                loop.run_share(rank, config, port)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * config.processes
+    def train_share(rank: int) -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ.update(environment(kind))
+        loop.Accelerator, loop.one_step = on_cpu(kind), step
+        loop.run_share(rank, config, port)
+
+    assert fork_each(config.processes, train_share) == [0] * config.processes
 
 
 def losses(out: Path) -> list[float]:
@@ -99,3 +92,50 @@ def test_shared_weights_train_as_one_process(rows: Path, tmp_path: Path, kind: s
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
     loop.train(replace(both, out_dir=str(tmp_path / "alone"), processes=1))
     assert losses(tmp_path / "alone") == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
+
+
+def small_net() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
+    net[2].bias.requires_grad_(False)
+    return net, torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.05)
+
+
+def sharded_net() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    net, _ = small_net()
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for part in (net[0], net[2], net):
+        fully_shard(part, mesh=mesh)
+    return net, torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.05)
+
+
+def steps_of(net: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        net(torch.randn(8, 5)).square().mean().backward()
+        optimizer.step()
+
+
+def test_states_of_shared_weights_fit_any_number_of_processes(tmp_path: Path) -> None:
+    straight, adam = small_net()
+    steps_of(straight, adam, range(6))
+
+    def begin(rank: int) -> None:
+        net, optimizer = sharded_net()
+        steps_of(net, optimizer, range(2))
+        save_state(tmp_path, 2, net, [optimizer], "p", write=rank == 0)
+
+    def go_on(rank: int) -> None:
+        net, optimizer = sharded_net()
+        assert load_state(tmp_path / "step-00000002.safetensors", net, [optimizer], "p") == 2
+        steps_of(net, optimizer, range(2, 4))
+        save_state(tmp_path, 4, net, [optimizer], "p", write=rank == 0)
+
+    assert fork_group(2, begin) == [0, 0]
+    assert fork_group(3, go_on) == [0, 0, 0]
+    last, optimizer = small_net()
+    assert load_state(tmp_path / "step-00000004.safetensors", last, [optimizer], "p") == 4
+    steps_of(last, optimizer, range(4, 6))
+    for name, value in straight.state_dict().items():
+        torch.testing.assert_close(last.state_dict()[name], value, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,6 @@ __all__ = ['ReportError', 'Section', 'paragraph', 'tiles', 'table', 'picture', '
 # %% ../../nbs/12e_evaluation.report.ipynb #39c36614
 import base64
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..episodes.shards import write_atomically
 from ..errors import LlarvaError
 from .statistics import Interval
 from .video import png_bytes
@@ -194,7 +194,5 @@ def write_report(path: Path | str, title: str, lead: str, sections: Sequence[Sec
         f"<div class=page>{''.join(map(_section, sections))}</div></main></body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, page.encode())
     return path

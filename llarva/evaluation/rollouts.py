@@ -8,7 +8,6 @@ __all__ = ['write_whole', 'claim', 'keep', 'Repeat', 'repeat', 'read_repeat', 'r
 # %% ../../nbs/12d_evaluation.rollouts.ipynb #4a0c7c8d
 import importlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..episodes.shards import write_atomically
 from llarva.evaluation.players import (
     Loaded,
     MakeEnvironment,
@@ -37,9 +37,7 @@ from ..suites import expand_suites
 def write_whole(path: Path, content: bytes) -> Path:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    write_atomically(path, content)
     return path
 
 

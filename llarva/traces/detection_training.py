@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ..episodes.shards import write_atomically
 from ..errors import unknown_choice
 from .detection_data import DetectionError, LabelledPicture, read_labelled, vary
 from .detection_losses import dense_loss
@@ -241,5 +242,4 @@ def _read_log(path: Path) -> Sequence[dict[str, float]]:
 
 
 def _write_log(path: Path, rows: Sequence[dict[str, float]]) -> None:
-    path.with_suffix(".partial").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(path.with_suffix(".partial"), path)
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from hashlib import file_digest, sha256
 from pathlib import Path
 
+from ..episodes.shards import write_atomically
 from ..instructions.dataset import RowStore
 from ..models.checkpoints import CARD, read_card
 from .batches import TrainingError
@@ -58,10 +59,7 @@ def rows_digest(folders: Sequence[str]) -> str:
 
 def write_origins(out: Path, origins: dict[str, object]) -> None:
     """Write the origins of a training, which is about to take its first step, into `out`."""
-    path = out / ORIGINS
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(origins, indent=1) + "\n")
-    partial.replace(path)
+    write_atomically(out / ORIGINS, (json.dumps(origins, indent=1) + "\n").encode())
 
 
 def check_origins(out: Path, origins: dict[str, object]) -> None:
