@@ -79,11 +79,17 @@ def test_errors_of_workers_are_told_as_they_are(tmp_path: Path) -> None:
         evaluate(config, checkpoint=make_checkpoint(1), make_env=patches, progress=False)
 
 
-def test_ray_gives_the_same_rows(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+def test_ray_gives_the_same_rows(ray: object, tmp_path: Path) -> None:
     one = evaluate(started(tmp_path), make_env=patches, progress=False)
+    (tmp_path / "lot-1").touch()
     config = started(tmp_path, out_dir=str(tmp_path / "ray"), workers=2, executor="ray")
-    assert facts(evaluate(config, make_env=patches, progress=False)) == facts(one)
+    assert facts(evaluate(config, make_env=deadly, progress=False)) == facts(one)
+    assert not (tmp_path / "lot-1").exists(), "an actor was killed"
+    with pytest.raises(RuntimeError, match="out of order"):
+        evaluate(replace(config, out_dir=str(tmp_path / "broken")), make_env=broken, progress=False)
+    config = replace(config, out_dir=str(tmp_path / "other"))
+    with pytest.raises(EvaluationError, match="is not the checkpoint that this evaluation began with"):
+        evaluate(config, checkpoint=make_checkpoint(1), make_env=patches, progress=False)
 
 
 def test_ray_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PLACES
 from labelling import CONFIG, Result, Slowly, make_result, refuse
 from test_instructions_rows import MODES, contents, episode
 
@@ -31,7 +31,6 @@ from llarva.workers import PATIENCE, WorkError, share
 
 EPISODES = 9
 CARDS = Path(__file__).parents[1] / "data_cards"
-PLACES = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])  # where other processes find modules
 
 
 @pytest.fixture(scope="module")
@@ -235,15 +234,6 @@ def test_rejected_episodes_are_left_out_by_every_worker(tmp_path: Path) -> None:
         summary = build_rows(store, CONFIG, tmp_path / str(workers), traces_of=Slowly(), workers=workers)
         assert (summary.episodes, summary.rejected, summary.shards_written) == (4, 1, 2)
     assert everything(tmp_path / "1") == everything(tmp_path / "2")
-
-
-@pytest.fixture
-def ray() -> Iterator[object]:
-    module = pytest.importorskip("ray")
-    environment = {"env_vars": {"PYTHONPATH": PLACES}}
-    module.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
-    yield module
-    module.shutdown()
 
 
 def test_ray_gives_the_same_bytes(ray: object, store: EpisodeStore, whole: Path, tmp_path: Path) -> None:

@@ -214,8 +214,8 @@ class RayActors:
     def hire(self) -> None:
         """Start one more actor."""
         self.count += 1
-        self.actors[self.count] = self.actor.remote(self.order)
-        self.pending[self.actors[self.count].ready.remote()] = self.count
+        self.actors[self.count] = self.actor.remote()
+        self.pending[self.actors[self.count].prepare.remote(self.order)] = self.count
 
     def give(self, worker: int, part: int) -> None:
         """Let an actor play a batch."""
@@ -227,10 +227,9 @@ class RayActors:
         worker = self.pending.pop(done)
         try:
             return Report(worker, self.ray.get(done))
-        except self.ray.exceptions.RayActorError as error:
-            cause = getattr(error, "cause", None)
+        except self.ray.exceptions.RayActorError:
             del self.actors[worker]
-            return Report(worker, died=True) if cause is None else Report(worker, error=cause)
+            return Report(worker, died=True)
         except self.ray.exceptions.RayTaskError as error:
             return Report(worker, error=error.cause or error)
 
@@ -246,11 +245,9 @@ class RayActors:
 class Actor:
     """What a Ray actor does."""
 
-    def __init__(self, order: Order) -> None:
+    def prepare(self, order: Order) -> None:
+        """Load the checkpoint. Not done while the actor is made: Ray would call an error then a death."""
         self.player = ready_player(order).__enter__()
-
-    def ready(self) -> None:
-        """Answers once the checkpoint is loaded."""
 
     def play(self, part: int) -> Played:
         """Play a batch."""
