@@ -42,6 +42,7 @@ from llarva.models.checkpoints import (
     reworded,
     save_checkpoint,
 )
+from llarva.models.pretrained import pretrained
 from llarva.models.readers import Reader
 from llarva.models.text import PROMPT, TEXT, Turn
 from llarva.policy import Policy
@@ -373,8 +374,29 @@ def test_merging_keeps_every_greedy_token(folders: dict[str, Path], family: str,
         )
 
 
-def test_an_adapter_of_an_adapter_in_four_bits_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", PARTS)
+def test_four_bits_are_for_the_layers_of_the_text_model(folders: dict[str, Path], family: str, tmp_path: Path) -> None:
+    kernels = pytest.importorskip("bitsandbytes")
+    base = adopt_backbone(folders[family], tmp_path / "base", FORMAT)
+    model = load_checkpoint(base, four_bit=True).model
+    held = {name for name, module in model.named_modules() if isinstance(module, kernels.nn.Linear4bit)}
+    plain = load_checkpoint(base).model
+    inside = {id(module) for module in text_model(plain).modules()}
+    linears = {n for n, m in plain.named_modules() if isinstance(m, torch.nn.Linear) and id(m) in inside}
+    assert held == linears and len(held) > 4
+
+
+def test_four_bits_that_cannot_be_had_are_refused(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CheckpointError, match="tiny model"):
+        load_checkpoint(pretrained("tabletop"), four_bit=True)
     base = adopt_backbone(folders["llava"], tmp_path / "base", FORMAT)
-    if not torch.cuda.is_available():
-        with pytest.raises(LlarvaError, match="4-bit weights need"):
-            load_checkpoint(base, four_bit=True)
+    checkpoint = load_checkpoint(base)
+    save_checkpoint(tmp_path / "adapter", add_lora(checkpoint.model, LoraSettings(2, 4), seed=0),
+                    checkpoint.processor, FORMAT, {"base": str(base)})  # fmt: skip
+    with pytest.raises(CheckpointError, match="is an adapter"):
+        load_checkpoint(tmp_path / "adapter", four_bit=True)
+    monkeypatch.setattr("llarva.models.adapters.find_spec", lambda name: None)
+    with pytest.raises(LlarvaError, match=r"llarva\[qlora\]"):
+        load_checkpoint(base, four_bit=True)

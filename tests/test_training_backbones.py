@@ -53,10 +53,13 @@ def configure(rows: Path, out: Path, base: Path) -> TrainConfig:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("four_bit", [False, True])
 @pytest.mark.parametrize("family", PARTS)
-def test_a_backbone_goes_through_the_training_loop(family: str, rows: Path, tmp_path: Path) -> None:
+def test_a_backbone_goes_through_the_training_loop(family: str, four_bit: bool, rows: Path, tmp_path: Path) -> None:
+    if four_bit:
+        pytest.importorskip("bitsandbytes")
     start = base(family, tmp_path)
-    lora = LoraSettings(rank=4, alpha=8, dropout=0.0, projector=True)
+    lora = LoraSettings(rank=4, alpha=8, dropout=0.0, projector=True, four_bit=four_bit)
     config = replace(configure(rows, tmp_path / "out", start), lora=lora)
     result = train(config)
     before, after = load_checkpoint(start).model, load_checkpoint(result.checkpoint)

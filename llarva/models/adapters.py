@@ -30,7 +30,7 @@ class LoraSettings:
     """Rank, scale and dropout of a LoRA; the defaults keep LLARVA's alpha of twice the rank.
 
     `projector`: train the layers between vision tower and language model in full. `vision`: adapt the vision tower's
-    linear layers too. `four_bit`: hold the frozen weights in 4 bits (QLoRA; needs CUDA and bitsandbytes).
+    linear layers too. `four_bit`: hold the frozen weights in 4 bits (QLoRA; needs bitsandbytes).
     """
 
     rank: int = 16
@@ -103,7 +103,6 @@ def four_bit_options(model: Any) -> dict[str, Any]:
     """The options of `load_model_folder` for 4 bits; raises `AdapterError` where they cannot be had."""
     if find_spec("bitsandbytes") is None:
         raise AdapterError('4-bit weights need bitsandbytes: pip install "llarva[qlora]". Without: four_bit=False.')
-    if not torch.cuda.is_available():
-        raise AdapterError("4-bit weights need a CUDA device, and none is here. Without: four_bit=False.")
     settings = BitsAndBytesConfig(**four_bit_settings(model))
-    return {"quantization_config": settings, "device_map": {"": torch.cuda.current_device()}}
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": settings, "device_map": {"": device}}

@@ -146,6 +146,8 @@ def load_model(folder: Path, four_bit: bool = False) -> PreTrainedModel:
     """The model of a folder: `TinyLlava`, or any image-text model of transformers; safetensors only."""
     try:
         if is_tiny(folder):
+            if four_bit:
+                raise CheckpointError(f"{folder} holds a tiny model, which 4 bits are not for: set four_bit=False.")
             return TinyLlava.from_pretrained(
                 folder, attn_implementation="eager", use_safetensors=True, dtype=torch.float32
             )
