@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from baseline_sizes import SMALL as SMALL_NETWORKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,8 +23,9 @@ from llarva.ablations.table import StudyResults, compare_variants, follow_varian
 from llarva.ablations.variants import CLAIMS, LLAVA, REFERENCE, VARIANTS, AblationError, Variant, make_variant
 from llarva.evaluation.rows import TIMINGS
 from llarva.instructions.dataset import RowStore
+from llarva.instructions.numbers import DecimalNumbers
 from llarva.metrics import read_metrics
-from llarva.models.checkpoints import load_checkpoint, read_card
+from llarva.models.checkpoints import CheckpointError, load_checkpoint, read_card, refitted
 from llarva.models.tiny import TinySize
 from llarva.runs import run_notebook
 
@@ -31,8 +33,8 @@ TINY = {"width": 32, "vision_layers": 1, "text_layers": 1}
 PAIR = ("no_trace", "pretrained")
 SMALL: dict[str, Any] = {
     "tasks": {"push_buttons": [0]}, "demonstrations": 2, "pretrain_tasks": {"turn_tap": [0]}, "steps": 2,
-    "pretrain_demonstrations": 1, "frames_per_episode": 4, "pretrain_steps": 2, "variants": list(PAIR), "seeds": [0],
-    "batch_size": 4, "episodes": 2, "max_steps": 6, "workers": 1,
+    "pretrain_demonstrations": 1, "frames_per_episode": 4, "perception_steps": 2, "pretrain_steps": 2,
+    "variants": list(PAIR), "seeds": [0], "batch_size": 4, "episodes": 2, "max_steps": 6, "workers": 1,
 }  # fmt: skip
 
 
@@ -83,11 +85,30 @@ def test_policies_are_asked_as_they_were_trained(study: Path) -> None:
 def test_tuning_starts_from_the_pretrained_weights(study: Path) -> None:
     base = next((study / "pretrained").iterdir()) / "checkpoint"
     trained = read_card(study / "cells" / "pretrained-0" / "checkpoint")["info"]["training"]
-    assert trained["base"] == str(base) and read_card(base)["info"]["training"]["base"] is None
+    start = study / "starts" / f"{make_variant('pretrained').rows_key}-0"
+    assert trained["base"] == str(base) and read_card(base)["info"]["training"]["base"] == str(start)
     assert {row["control_mode"] for row in RowStore(study / "pretrain_rows" / make_variant(REFERENCE).rows_key)} == {
         "joint_velocity"
     }
     assert load_checkpoint(base).format == load_checkpoint(study / "cells" / "pretrained-0" / "checkpoint").format
+
+
+def test_variants_start_from_the_same_weights(study: Path) -> None:
+    plain, traced = (load_checkpoint(study / "starts" / f"{make_variant(name).rows_key}-0") for name in PAIR)
+    assert plain.format == traced.format
+    longer = Variant(n=16, history=5)
+    rows = RowStore(study / "rows" / Variant().rows_key)
+    wanted = replace(rows.format, n=longer.n, history=longer.history)
+    seen = load_checkpoint(study / "perception" / "0" / "checkpoint")
+    before = {name: tensor.clone() for name, tensor in seen.model.state_dict().items()}
+    old, refit = len(seen.processor.tokenizer), refitted(seen, wanted, seed=0)
+    assert refit.format == wanted and len(refit.processor.tokenizer) > old
+    for name, tensor in refit.model.state_dict().items():
+        assert torch.equal(tensor[: len(before[name])], before[name]), name
+    for phrase in wanted.phrases():
+        assert len(refit.processor.tokenizer.encode(phrase, add_special_tokens=False)) == 1
+    with pytest.raises(CheckpointError, match="other numbers"):
+        refitted(seen, replace(wanted, numbers=DecimalNumbers()), seed=0)
 
 
 def test_what_is_lost_is_made_again_to_the_same_rows(study: Path, tmp_path: Path) -> None:
@@ -147,8 +168,8 @@ def test_all_variants_whatever_the_number_of_workers(tmp_path: Path) -> None:
 
 def test_trainings_differ_in_the_variant_only(tmp_path: Path) -> None:
     cells = make_cells(configure(tmp_path, variants=tuple(VARIANTS), seeds=(7,)))
-    budgets = {(c.training().steps, c.training().sampling.batch_size, c.training().seed) for c in cells}
-    assert budgets == {(2, 4, 7)}
+    budgets = {(c.variant.network == LLAVA, c.training().steps, c.training().seed) for c in cells}
+    assert budgets == {(True, 2, 7), (False, 4, 7)} and {c.training().sampling.batch_size for c in cells} == {4}
     free = {"rows", "out_dir", "base"}
     recipes = [
         {name: value for name, value in asdict(cell.training()).items() if name not in free}
@@ -266,15 +287,15 @@ def invented(rates: dict[str, float], seeds: int = 3, scenes: int = 30) -> Study
     for name, rate in rates.items():
         for seed in range(seeds):
             given = {"variant": name, "train_seed": seed}
-            counts = {"parameters": 10, "rows": 8, "pretraining_rows": 0, "milliseconds": 8.0}
+            counts = {"parameters": 10, "rows": {"acting": 8}, "milliseconds": 8.0}
             cells.append(given | counts | {"settings": asdict(Variant())})
             for scene in range(scenes):
                 won = bool(rng.random() < rate)
                 found = {"task": "push_buttons", "variation": 0, "seed": scene, "success": won}
                 error = float(rng.random() + (not won))
                 rows.append(given | found | {"following_px": [error] * 9, "moved_px": [2.0] * 9, "trace_error_px": 1.0})
-    study = {"steps": 2, "batch_size": 4, "episodes": scenes, "tasks": {"push_buttons": None}, "pretrain_tasks": {}}
-    return StudyResults(rows, cells, study | {"pretrain_control_modes": {}})
+    study = {"perception_steps": 1, "steps": 2, "batch_size": 4, "episodes": scenes, "tasks": {"push_buttons": None}}
+    return StudyResults(rows, cells, study | {"pretrain_tasks": {}, "pretrain_control_modes": {}})
 
 
 def test_verdicts_say_what_is_known() -> None:

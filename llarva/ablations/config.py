@@ -26,9 +26,11 @@ class StudyConfig:
     """Everything that a study depends on; all of its folders lie in `out_dir`.
 
     `demonstrations` per task of `tasks` are recorded, unless `stores` names episode stores to read as they are; the
-    same goes for the tasks of pre-training. Every network is trained with each of `seeds` for `steps` of `batch_size`
-    rows; pre-training, on other tasks and in its own control modes, comes on top. Each policy meets the `episodes`
-    scenes per task from `evaluation_seed` on. `size` and `baseline_sizes` are those of the networks. `workers`
+    same goes for the tasks of pre-training. Language models first learn to see and to point for `perception_steps`, once
+    for each of `seeds`: all variants start from the same weights. Then each is trained for `steps` of `batch_size` rows;
+    a rival without a language model, which cannot point, learns to act for as many steps as both together. Pre-training
+    on other tasks and in its own control modes comes on top. Each policy meets the `episodes` scenes per task from
+    `evaluation_seed` on. `size` and `baseline_sizes` are those of the networks. `workers`
     processes of one thread each train and evaluate side by side.
     """
 
@@ -50,9 +52,9 @@ class StudyConfig:
     pretrain_steps: int = 350
     frames_per_episode: int = 16
     trace_points: int = 8
+    perception_steps: int = 400
     steps: int = 350
     batch_size: int = 64
-    points_only_steps: int = 60
     learning_rate: float = 1.2e-3
     matrix_learning_rate: float | None = 4.8e-3
     baseline_learning_rate: float = 5e-4
@@ -91,8 +93,8 @@ class StudyConfig:
 # %% ../../nbs/14b1_ablations.config.ipynb #3cc7f1ff
 def check_study(config: StudyConfig) -> None:
     """Raise AblationError for settings that leave nothing to compare, or that compare unfairly."""
-    for name in ("demonstrations", "pretrain_demonstrations", "steps", "pretrain_steps", "batch_size", "episodes",
-                 "batch", "workers", "frames_per_episode", "trace_points"):
+    for name in ("demonstrations", "pretrain_demonstrations", "perception_steps", "steps", "pretrain_steps",
+                 "batch_size", "episodes", "batch", "workers", "frames_per_episode", "trace_points"):
         if getattr(config, name) < 1:
             raise AblationError(f"{name} must be at least 1, not {getattr(config, name)}.")
     for name in ("tasks", "variants", "seeds"):

@@ -55,7 +55,7 @@ def variants_markdown(results: StudyResults, names: Sequence[str]) -> str:
     rows = [
         [one.name, str(one.success), " ".join(f"{100 * rate:.0f}" for rate in one.by_training),
          *(f"{100 * one.by_task[task]:.0f}" for task in tasks), f"{one.parameters / 1e6:.1f} M",
-         f"{one.rows:,}" + (f" + {one.pretraining_rows:,}" if one.pretraining_rows else ""),
+         ", ".join(f"{what} {count:,}" for what, count in one.rows.items() if count),
          f"{one.milliseconds_per_action:.1f}"]
         for one in found
     ]  # fmt: skip
@@ -85,16 +85,20 @@ def study_markdown(results: StudyResults) -> str:
     before = ", ".join(f"`{task}`" for task in study["pretrain_tasks"])
     modes = " and ".join(f"`{mode}`" for mode in study["pretrain_control_modes"])
     parts = [
-        f"Every policy was trained {trainings} times, for {study['steps']} steps of {study['batch_size']} rows, on the "
-        f"same demonstrations of {tasks}, and met the same {study['episodes']} unseen scenes of each. Intervals are "
-        "over trainings and scenes; p-values are of McNemar's exact test over all pairs.",
+        f"Every policy was trained {trainings} times on the same demonstrations of {tasks}, and met the same "
+        f"{study['episodes']} unseen scenes of each. Language models first learnt to see: for "
+        f"{study['perception_steps']} steps of {study['batch_size']} rows they were asked where things are, the same "
+        f"weights for all variants of one training seed. Then each learnt to act for {study['steps']} steps. Intervals "
+        "are over trainings and scenes; p-values are of McNemar's exact test over all pairs.",
         "## Claims", claims_markdown(results),
         "## Variants", variants_markdown(results, [name for name in names if name not in rivals]),
     ]  # fmt: skip
     if "pretrained" in names:
         parts.append(f"The pre-training: {before}, in {modes}. Its rows come on top of the equal budget.")
     if rivals:
-        parts += ["## Baselines", variants_markdown(results, [n for n in (REFERENCE, *rivals) if n in names])]
+        table = variants_markdown(results, [name for name in (REFERENCE, *rivals) if name in names])
+        parts += ["## Baselines", table, "They cannot point: they learn to act from as many rows as the others see in "
+                  "all."]
     parts += [
         "## Following the trace", following_markdown(results),
         "The last three columns say how often, of two rollouts of one training and task, the failed one shows the "

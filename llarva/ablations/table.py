@@ -65,15 +65,17 @@ def read_results(folder: Path | str) -> StudyResults:
 # %% ../../nbs/14b6_ablations.table.ipynb #af485bf9
 @dataclass(frozen=True)
 class VariantSummary:
-    """How one variant did: success over all tasks and trainings, of each training and of each task."""
+    """How one variant did: success over all tasks and trainings, of each training and of each task.
+
+    `rows` counts those that it saw, by what it learnt from them.
+    """
 
     name: str
     success: Interval
     by_training: tuple[float, ...]
     by_task: Mapping[str, float]
     parameters: int
-    rows: int
-    pretraining_rows: int
+    rows: Mapping[str, int]
     milliseconds_per_action: float
 
 
@@ -84,7 +86,7 @@ def summarize_variant(results: StudyResults, name: str) -> VariantSummary:
     waiting = float(np.median([cell["milliseconds"] / cell["settings"]["n"] for cell in cells]))
     return VariantSummary(
         name, success(tables), tuple(map(float, trainings)), {task: float(t.mean()) for task, t in tables.items()},
-        cells[0]["parameters"], cells[0]["rows"], cells[0]["pretraining_rows"], waiting,
+        cells[0]["parameters"], cells[0]["rows"], waiting,
     )  # fmt: skip
 
 # %% ../../nbs/14b6_ablations.table.ipynb #718692a0

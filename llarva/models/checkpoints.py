@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARD', 'CARD_KEYS', 'CheckpointError', 'Checkpoint', 'whole_folder', 'save_checkpoint', 'read_card',
            'load_checkpoint', 'is_tiny', 'load_model', 'load_processor', 'add_number_tokens', 'adopt_backbone',
-           'reworded', 'half_size']
+           'reworded', 'refitted', 'half_size']
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #a10515ec
 import json
@@ -30,6 +30,7 @@ from .adapters import four_bit_options
 from .backbones import BackboneError, create, load_model_folder, load_reader, model_type
 from .chat import conversation
 from .readers import Reader
+from .text import add_phrases
 from .tiny import TinyLlava, TinyLlavaConfig, number_codes
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #cbd24aba
@@ -224,6 +225,19 @@ def reworded(checkpoint: Checkpoint, template: str | None = None, chat: str | No
     return replace(
         checkpoint, processor=processor, format=replace(format, template=template) if template else format
     )
+
+# %% ../../nbs/07b_models.checkpoints.ipynb #f14cefb3
+def refitted(checkpoint: Checkpoint, format: InstructionFormat, seed: int) -> Checkpoint:
+    """The weights of a tiny model, to be trained in another `format`; new wordings get random embeddings from `seed`.
+
+    The model of `checkpoint` is changed too. Raises `CheckpointError` where the numbers are written in another alphabet.
+    """
+    if format.numbers != checkpoint.format.numbers or format.image_size != checkpoint.format.image_size:
+        raise CheckpointError(f"{checkpoint.folder} knows other numbers or another image size than the new format.")
+    if not isinstance(checkpoint.model, TinyLlava):
+        raise CheckpointError(f"{checkpoint.folder} holds no tiny model; others take any format as they are.")
+    add_phrases(checkpoint.model, checkpoint.processor.tokenizer, format.phrases(), seed)
+    return replace(checkpoint, format=format)
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #9059d1c9
 def half_size(checkpoint: Path | str, folder: Path | str) -> Path:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Pixels', 'SPECIAL_TOKENS', 'PAD', 'BOS', 'EOS', 'IMAGE', 'PROMPT', 'TEXT', 'POINT_NUMBER', 'TRACE_NUMBER',
-           'ACTION_NUMBER', 'PromptReader', 'make_tokenizer', 'add_names', 'relate_names', 'make_processor',
-           'pixel_values', 'image_inputs', 'take_pixels', 'SpecialIds', 'special_ids', 'Turn', 'image_token_count',
-           'encode_prompt', 'encode_row', 'answer_kinds', 'vocabulary_texts']
+           'ACTION_NUMBER', 'PromptReader', 'make_tokenizer', 'add_names', 'relate_names', 'add_phrases',
+           'make_processor', 'pixel_values', 'image_inputs', 'take_pixels', 'SpecialIds', 'special_ids', 'Turn',
+           'image_token_count', 'encode_prompt', 'encode_row', 'answer_kinds', 'vocabulary_texts']
 
 # %% ../../nbs/07a_models.text.ipynb #d553ba79
 from abc import ABC, abstractmethod
@@ -131,6 +131,23 @@ def relate_names(
         for name in names:
             parts = vectors[[words.index(word) for word in name.split()]]
             table[tokenizer.convert_tokens_to_ids(name)] = parts.sum(dim=0) / len(parts) ** 0.5
+
+# %% ../../nbs/07a_models.text.ipynb #6ac74a25
+def add_phrases(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, phrases: Sequence[str], seed: int
+) -> list[int]:
+    """Make those of `phrases` that have no token of their own single tokens with random embeddings; returns the ids."""
+    new = [phrase for phrase in phrases if phrase not in tokenizer.get_vocab()]
+    tokenizer.add_tokens([AddedToken(phrase, normalized=False) for phrase in new])
+    ids = [int(tokenizer.convert_tokens_to_ids(phrase)) for phrase in new]
+    if ids:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            old = table[: len(tokenizer) - len(ids)]
+            table[ids] = torch.randn(len(ids), table.shape[1], generator=generator) * old.std()
+    return ids
 
 # %% ../../nbs/07a_models.text.ipynb #82f7412a
 def make_processor(tokenizer: PreTrainedTokenizerFast, image_size: int, patch_size: int = 16) -> LlavaProcessor:
