@@ -29,10 +29,11 @@ from llarva.baselines.checkpoints import (
 )
 from .networks import BaselineNetwork, CnnSize
 from .samples import Samples, StepSamples, rows_of_mode, survey
+from ..errors import unknown_choice
 from ..instructions.dataset import RowStore
 from ..instructions.format import InstructionFormat
 from ..training.batches import RowSampler, Sampling, TrainingError, open_rows, read_format
-from ..training.config import TrainingLog, TrainResult
+from ..training.config import PRECISIONS, TrainingLog, TrainResult
 from ..training.optimizers import make_optimizers, schedule, set_learning_rates
 from ..training.state import fingerprint, load_state, newest_state, save_state
 
@@ -44,7 +45,7 @@ class BaselineConfig:
     `rows`: folders of instruction rows, of which those in `control_mode` are used; `size` says which network learns.
     `task_weights` balances tasks (default: equal) and leaves out those it does not name. `gripper_weight` and
     `kl_weight` (ACT only) scale their parts of the loss against the error of the actions. The learning rate warms up,
-    stays, and falls along a cosine during the last `decay_share` of the steps.
+    stays, and falls along a cosine during the last `decay_share` of the steps. `precision`: "bf16" autocast, or "no".
     """
 
     rows: tuple[str, ...]
@@ -61,6 +62,7 @@ class BaselineConfig:
     warmup_steps: int = 100
     decay_share: float = 1.0
     weight_decay: float = 0.05
+    precision: str = "bf16"
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
@@ -72,6 +74,8 @@ class BaselineConfig:
             raise TrainingError(f"steps, save_every and log_every must be at least 1, got {self}.")
         if self.loaders < 0 or (self.threads is not None and self.threads < 1):
             raise TrainingError(f"loaders must be at least 0 and threads at least 1 or None, got {self}.")
+        if self.precision not in PRECISIONS:
+            raise TrainingError(unknown_choice("precision", self.precision, PRECISIONS))
         if self.gripper_weight < 0 or self.kl_weight < 0:
             raise TrainingError(f"gripper_weight and kl_weight must be at least 0, got {self}.")
 
@@ -117,7 +121,8 @@ def one_step(
     """Forward, backward, clip, step; returns the loss and its parts."""
     torch.manual_seed(config.seed * 1_000_003 + step)
     set_learning_rates(optimizers, schedule(step, config.steps, config.warmup_steps, config.decay_share))
-    parts = network.losses(samples)
+    with torch.autocast(samples.images.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        parts = network.losses(samples)
     weights = {"action": 1.0, "gripper": config.gripper_weight, "kl": config.kl_weight}
     loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
     for optimizer in optimizers:
