@@ -190,7 +190,7 @@ def test_rows_of_another_format_are_refused(rows: Path, trained: Path, tmp_path:
     ("changes", "words"),
     [
         ({"steps": 0}, "at least 1"),
-        ({"precision": "fp8"}, "Valid choices: no, bf16"),
+        ({"precision": "fp8"}, "Unknown precision .fp8.. Valid choices: bf16, no"),
         ({"processes": 3}, "evenly"),
     ],
 )
