@@ -255,6 +255,7 @@ class Decoder:
         """Add the right part of a guess, the token chosen behind it and those that must follow; returns how many of the
         guess were wrong."""
         right = common_prefix(guess, chosen)
+        self.drafter.judge(len(guess), right)
         run, answer.state = self._forced_run(self.grammar.advance(states[right], chosen[right]))
         added = [chosen[right], *run]
         answer.tokens += [*guess[:right], *added]

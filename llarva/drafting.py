@@ -15,21 +15,32 @@ LAST_ANSWER, LAST_ACTION = "last answer", "last action"
 
 
 class Drafter:
-    """Guesses how an answer goes on, `longest` tokens at most: as an earlier answer did, or as the action before it,
+    """Guesses how an answer goes on, `width` tokens at most: as an earlier answer did, or as the action before it,
     `period` tokens ago (None: numbers have no fixed length). Which of them to trust in which state of the grammar is
     learned from finished answers. `hints` are the tokens of an earlier answer by state, as `spell` finds them.
+    The width lies between `shortest` and `longest`: guesses that were right to their end make it wider.
     """
 
     def __init__(
-        self, grammar: TokenGrammar, vocabulary: Sequence[str], period: int | None, longest: int = 16
+        self, grammar: TokenGrammar, vocabulary: Sequence[str], period: int | None, shortest: int = 16,
+        longest: int = 128,
     ) -> None:
-        self.grammar, self.vocabulary, self.period, self.longest = grammar, vocabulary, period, longest
+        self.grammar, self.vocabulary, self.period = grammar, vocabulary, period
+        self.shortest, self.longest = shortest, longest
         self._spelling: dict[bytes, tuple[list[int], dict[str, int]]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Start anew, as if no answer had been seen."""
         self.trust: dict[tuple[str, int], float] = {}
+        self.width = self.shortest
+
+    def judge(self, guessed: int, right: int) -> None:
+        """Note how much of a guess of so many tokens was right."""
+        if right < guessed:
+            self.width = self.shortest
+        elif guessed >= self.width:
+            self.width = min(2 * self.width, self.longest)
 
     def _trust(self, source: str, state: int) -> float:
         """How often a source was right in a state, late answers counting most; at first, the last answer is trusted."""
@@ -75,7 +86,7 @@ class Drafter:
     def guess(self, answer: Sequence[int], state: int, hints: Mapping[int, int]) -> tuple[list[int], list[int]]:
         """Tokens that may follow `answer`, and the grammar's states before each of them and after the last."""
         known, states = list(answer), [state]
-        while len(known) < len(answer) + self.longest and state != self.grammar.end:
+        while len(known) < len(answer) + self.width and state != self.grammar.end:
             token = self.grammar.forced(state)
             if token is None:
                 proposed = self.sources(known, state, hints)

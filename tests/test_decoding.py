@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from decoding_models import FORMAT, MODE, make_checkpoint, pictures
+from decoding_models import DECIMAL, FORMAT, MODE, Asker, make_checkpoint, pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -267,3 +267,17 @@ def test_a_processor_of_another_model_is_refused(bins: Checkpoint) -> None:
     model.config.image_token_id = 7
     with pytest.raises(DecodingError, match="3 and 7"):
         Decoder(replace(bins, model=model), "joint_velocity")
+
+
+def test_guesses_that_are_right_get_wider() -> None:
+    asker = Asker(DECIMAL, 0)
+    decoder, (images, prompts) = Decoder(asker.checkpoint, MODE), asker.questions([0])
+    right = Decoder(asker.checkpoint, MODE, draft=False).generate(images, prompts).texts
+    forwards = [decoder.generate(images, prompts, right).forwards for _ in range(5)]
+    assert forwards[0] >= 4 and forwards[1:] == [2] * 4, "the whole answer at once, and its end"
+    assert decoder.drafter.width > decoder.drafter.shortest
+    wrong = decoder.generate(images, prompts, [right[0].replace("1", "2").replace("3", "4")])
+    assert wrong.texts == right and decoder.drafter.width == decoder.drafter.shortest
+    decoder.generate(images, prompts, right)
+    decoder.reset()
+    assert decoder.generate(images, prompts, right).forwards == forwards[0]
