@@ -64,7 +64,7 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     data_seed: int = 0
     episodes: int = 20
-    evaluation_seed: int = 1_900_000
+    evaluation_seed: int = 1_800_000
     batch: int = 4
     max_steps: int | None = None
     workers: int = 2

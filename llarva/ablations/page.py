@@ -37,12 +37,12 @@ def _area(interval: Interval | None) -> str:
     return "all alike" if interval is None else str(interval)
 
 # %% ../../nbs/14b7_ablations.page.ipynb #c13a0df1
-def claims_markdown(results: StudyResults) -> str:
-    """A table of all comparisons, the rivals without a language model aside."""
+def claims_markdown(results: StudyResults, claims: Sequence[str]) -> str:
+    """A table of the comparisons that answer some of `CLAIMS`."""
     rows = [
         [CLAIMS[c.claim].question, f"{c.one} − {c.other}", _points(c.difference), f"{c.test.only_a} : {c.test.only_b}",
          f"{c.test.p_value:.2g}", f"{c.adjusted_p:.2g}", c.verdict]
-        for c in compare_variants(results) if c.claim != "baselines"
+        for c in compare_variants(results) if c.claim in claims
     ]  # fmt: skip
     head = ("question", "comparison", "difference in points (95 %)", "only one succeeds", "p", "p (Holm)", "verdict")
     return markdown_table(head, rows) if rows else "The study has no two variants of one claim."
@@ -89,16 +89,23 @@ def study_markdown(results: StudyResults) -> str:
         f"{study['episodes']} unseen scenes of each. Language models first learnt to see: for "
         f"{study['perception_steps']} steps of {study['batch_size']} rows they were asked where things are, the same "
         f"weights for all variants of one training seed. Then each learnt to act for {study['steps']} steps. Intervals "
-        "are over trainings and scenes; p-values are of McNemar's exact test over all pairs.",
-        "## Claims", claims_markdown(results),
+        "are over trainings and scenes. The p-values, of McNemar's exact test over all pairs, hold for these trained "
+        "policies: they take the scenes of one training for independent, and are small by chance where trainings "
+        "differ by luck. Therefore a verdict needs both, an interval without 0 and a small p.",
+        "## Claims", claims_markdown(results, [key for key in CLAIMS if key != "baselines"]),
         "## Variants", variants_markdown(results, [name for name in names if name not in rivals]),
     ]  # fmt: skip
     if "pretrained" in names:
-        parts.append(f"The pre-training: {before}, in {modes}. Its rows come on top of the equal budget.")
+        parts.append(f"The pre-training: {before}, in {modes}. Its rows come on top of the equal budget, and nothing "
+                     "makes up for them in the reference.")
     if rivals:
         table = variants_markdown(results, [name for name in (REFERENCE, *rivals) if name in names])
-        parts += ["## Baselines", table, "They cannot point: they learn to act from as many rows as the others see in "
-                  "all."]
+        parts += [
+            "## Baselines", table, claims_markdown(results, ["baselines"]),
+            "These networks cannot point: they learn to act from as many rows as a language model sees in all. A language "
+            "model is also told where things are, in every row, and is optimised by Muon; these get neither, and AdamW. "
+            "What is compared is a recipe with another, not a language model with none.",
+        ]
     parts += [
         "## Following the trace", following_markdown(results),
         "The last three columns say how often, of two rollouts of one training and task, the failed one shows the "

@@ -65,15 +65,14 @@ def success(outcomes: Outcomes, seed: int = 0, draws: int = DRAWS) -> Interval:
 def difference(a: Outcomes, b: Outcomes, seed: int = 0, draws: int = DRAWS) -> Interval:
     """Success of `a` minus success of `b`, mean over tasks, with its 95 % interval over trainings and scenes.
 
-    Raises AblationError unless both met the same number of scenes in the same tasks.
+    Raises AblationError unless both have the same training seeds and met the same number of scenes in the same tasks.
     """
     _check_alike(a, b)
     rng = np.random.default_rng(seed)
-    ours, theirs = (_redraw(rng, len(next(iter(one.values()))), draws) for one in (a, b))
-    drawn = np.zeros(draws)
+    trainings, drawn = _redraw(rng, len(next(iter(a.values()))), draws), np.zeros(draws)
     for task in a:
         scenes = _redraw(rng, a[task].shape[1], draws)
-        drawn += (_means(a[task], ours, scenes) - _means(b[task], theirs, scenes)) / len(a)
+        drawn += (_means(a[task], trainings, scenes) - _means(b[task], trainings, scenes)) / len(a)
     low, high = np.percentile(drawn, (2.5, 97.5))
     estimate = float(np.mean([a[task].mean() - b[task].mean() for task in a]))
     if low == high:
@@ -92,8 +91,6 @@ def _newcombe(a: Outcomes, b: Outcomes) -> tuple[float, float]:
 def paired_test(a: Outcomes, b: Outcomes) -> PairedTest:
     """McNemar's exact test over all pairs of the same scene and the same training seed."""
     _check_alike(a, b)
-    if any(a[task].shape != b[task].shape for task in a):
-        raise AblationError("A paired test needs the same training seeds on both sides.")
     return mcnemar(*(np.concatenate([one[task].ravel() for task in a]) for one in (a, b)))
 
 
@@ -101,6 +98,8 @@ def _check_alike(a: Outcomes, b: Outcomes) -> None:
     shapes = [{task: table.shape[1] for task, table in one.items()} for one in (a, b)]
     if shapes[0] != shapes[1]:
         raise AblationError(f"The sides of a comparison met different scenes: {shapes[0]} and {shapes[1]}.")
+    if any(len(a[task]) != len(b[task]) for task in a):
+        raise AblationError("A comparison needs the same training seeds on both sides.")
 
 # %% ../../nbs/14b5_ablations.statistics.ipynb #84f3a07b
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -126,7 +126,7 @@ def comparison_rows(results: StudyResults) -> list[dict[str, Any]]:
     return [dataclasses.asdict(comparison) for comparison in compare_variants(results)]
 
 # %% ../../nbs/14b6_ablations.table.ipynb #861dc4dc
-EARLY_STEPS = 20
+EARLY_STEPS = 16  # as many whole answers of 1, 2, 4, 8 or 16 steps
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def follow_variant(results: StudyResults, name: str) -> Following | None:
     if not rows:
         return None
     errors, moved = (np.concatenate([row[key] for row in rows]) for key in ("following_px", "moved_px"))
-    first = -(-EARLY_STEPS // int(results.cells_of(name)[0]["settings"]["n"]))
+    first = max(1, EARLY_STEPS // int(results.cells_of(name)[0]["settings"]["n"]))
     failed = [not row["success"] for row in rows]
     strata = [(row["task"], row["train_seed"]) for row in rows]
     scenes = [(row["task"], row["variation"], row["seed"]) for row in rows]
