@@ -6,6 +6,7 @@
 __all__ = ['FORMATS', 'TRACE_SOURCES', 'CameraView', 'DatasetSize', 'Card', 'load_card', 'load_cards', 'cards_table']
 
 # %% ../nbs/01b_cards.ipynb #56e77eab
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -37,6 +38,7 @@ from .robots import CONTROL_MODES, ROBOTS, ControlMode
 
 FORMATS: Final = ("store", "rlbench", "rlds", "lerobot", "llava")
 TRACE_SOURCES: Final = ("projection", "detection", "human", NONE)
+_FOR_PEOPLE: Final = ("title", "traces", "licence", "size", "homepage", "citation", "text")  # no reader asks for them
 
 # %% ../nbs/01b_cards.ipynb #37ba5a6e
 @dataclass(frozen=True)
@@ -99,6 +101,12 @@ class Card(Sealed):
         states = tuple(entry for entry, _ in self.fields.state_layout) if self.fields else ()
         wording = CONTROL_MODES[name].wording if name in CONTROL_MODES else OWN_LAYOUT[name]
         return ControlMode(name, wording, names, units, states or ("gripper opening",), own_state=True)
+
+    @property
+    def digest(self) -> str:
+        """Digest (hexadecimal) of all that a reader goes by: equal for cards that make the same episodes."""
+        said = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in _FOR_PEOPLE]
+        return hashlib.sha256(repr(said).encode()).hexdigest()
 
     @property
     def unverified(self) -> tuple[str, ...]:

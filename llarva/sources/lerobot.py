@@ -128,7 +128,7 @@ class CardRecipe:
         self, place: EpisodePlace, table: pa.Table, pictures: Sequence[bytes], notes: Counter[str]
     ) -> list[Episode]:
         """The episodes in the rows of one."""
-        reader = EpisodeFields(card_leaves(self.folder.features), b"", notes)
+        reader = EpisodeFields(card_leaves(self.folder.features), b"", notes, sound=True)  # decoded when they were read
         reader.table, reader.place, reader.pictures = table, place, pictures
         reader.features, reader.tasks = self.folder.features, self.folder.tasks
         return read_record(reader, self.card, self.mode, f"episode-{place.index:06d}")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..episodes.records import encode_image
+from ..episodes.records import EpisodeError, decode_image, encode_image
 from ..errors import unknown_choice
 from .lerobot_files import Feature
 from .lerobot_folder import EpisodePlace, LerobotFolder
@@ -31,15 +31,20 @@ def pick_camera(folder: LerobotFolder, name: str) -> Feature:
 
 
 def stored_pictures(table: pa.Table, camera: Feature, place: EpisodePlace, root: Path) -> list[bytes]:
-    """The encoded pictures of a column; RecordError for an empty cell or a path that leads nowhere."""
+    """The encoded pictures of a column; RecordError for an empty cell, a path that leads nowhere, half a picture."""
     pictures = []
     for t, cell in enumerate(table[camera.name].to_pylist()):
+        where = f"frame {t}: column {camera.name!r}"
         data, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
         if data is None and isinstance(name, str) and not os.path.isabs(name) and ".." not in Path(name).parts:
             file = root / name
             data = file.read_bytes() if file.is_file() else None
         if not data:
-            raise RecordError(place.data, place.name, f"frame {t}: column {camera.name!r} holds no picture.")
+            raise RecordError(place.data, place.name, f"{where} holds no picture.")
+        try:
+            decode_image(data)  # nothing else would notice damage here: the file keeps no checksum
+        except EpisodeError as error:
+            raise RecordError(place.data, place.name, f"{where}: {error}") from error
         pictures.append(bytes(data))
     return pictures
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..cameras import CameraError, from_negative_focal
-from ..episodes.records import Episode, EpisodeError, Step, check_episode
+from ..episodes.records import Episode, EpisodeError, Step, check_episode, decode_image
 from ..errors import unknown_choice
 from .opcodes import DEFAULT_LIMITS, PickleLimits, SourceError
 from .unpickling import Record, load_pickle
@@ -147,8 +147,9 @@ def _images(folder: Path, count: int) -> list[bytes]:
         try:
             with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
                 size = image.size
-                image.verify()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                image.verify()  # the checksums, and after them what they guard
+            decode_image(data)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EpisodeError) as error:
             raise SourceError(f"{folder / name}: not a whole PNG image: {error}") from error
         first = first or size
         if size != first:

@@ -30,11 +30,15 @@ FloatRows = NDArray[np.float64]
 
 @dataclass
 class RecordReader:
-    """The fields of one record, decoded when asked for; `notes` counts what was put right on the way."""
+    """The fields of one record, decoded when asked for; `notes` counts what was put right on the way.
+
+    `sound`: its pictures are known to decode.
+    """
 
     leaves: Mapping[str, Leaf]
     record: bytes
     notes: Counter[str] = field(default_factory=Counter)
+    sound: bool = False
 
     @cached_property
     def _features(self) -> Mapping[str, Any]:
@@ -199,8 +203,8 @@ def read_language(reader: RecordReader, language: Language, count: int) -> list[
     return [Stretch(a, b, said[a]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 # %% ../../nbs/04d0_sources.rlds_fields.ipynb #01524e03
-def _picture(item: Any, view: CameraView, notes: Counter[str]) -> tuple[bytes, tuple[int, int]]:
-    """One picture as PNG or JPEG bytes, and its stored (height, width)."""
+def _picture(item: Any, view: CameraView, reader: RecordReader) -> tuple[bytes, tuple[int, int]]:
+    """One picture as PNG or JPEG bytes, and its stored (height, width); `EpisodeError` where it does not decode."""
     if isinstance(item, np.ndarray):
         array = np.repeat(item, 3, axis=2) if item.ndim == 3 and item.shape[2] == 1 else item
         data, size = encode_image(_upright(array, view)), (item.shape[0], item.shape[1])
@@ -208,11 +212,15 @@ def _picture(item: Any, view: CameraView, notes: Counter[str]) -> tuple[bytes, t
     data = bytes(item)
     size = image_size(data)
     whole = data[-8:-4] == b"IEND" if data[:4] == b"\x89PNG" else data[-2:] == b"\xff\xd9"
-    if whole and view.channels == "rgb" and not view.turn:
+    as_it_is = whole and view.channels == "rgb" and not view.turn
+    if as_it_is and reader.sound:
+        return data, size
+    picture = decode_image(data)  # whatever happens to it later: a checksum only says that it was stored as it is
+    if as_it_is:
         return data, size
     if not whole:
-        notes["pictures with something after their end, written anew"] += 1
-    return encode_image(_upright(decode_image(data), view)), size
+        reader.notes["pictures with something after their end, written anew"] += 1
+    return encode_image(_upright(picture, view)), size
 
 
 def _upright(image: NDArray[np.uint8], view: CameraView) -> NDArray[np.uint8]:
@@ -229,7 +237,7 @@ def read_pictures(reader: RecordReader, view: CameraView) -> list[bytes]:
     wanted, pictures = view.image_size, []
     for t, item in enumerate(items):
         try:
-            data, size = _picture(item, view, reader.notes)
+            data, size = _picture(item, view, reader)
         except EpisodeError as error:
             raise ExampleError(f"step {t}: feature {leaf.path!r}: {error}") from error
         if wanted is not None and size != wanted:
