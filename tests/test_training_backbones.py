@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from tiny_backbones import PARTS, write_backbone
 
 from llarva.episodes.store import EpisodeStore
@@ -17,7 +18,7 @@ from llarva.instructions.numbers import DecimalNumbers
 from llarva.instructions.rows import BuildConfig
 from llarva.models.adapters import LoraSettings
 from llarva.models.backbones import projectors, vision_model
-from llarva.models.checkpoints import adopt_backbone, load_checkpoint
+from llarva.models.checkpoints import adopt_backbone, half_size, load_checkpoint
 from llarva.policy import Policy
 from llarva.robots import get_robot
 from llarva.tabletop.demos import DemoConfig
@@ -26,6 +27,7 @@ from llarva.training.batches import Sampling, TrainingError
 from llarva.training.config import TrainConfig
 from llarva.training.loop import train
 from llarva.training.losses import LossWeights
+from llarva.training.state import newest_state
 
 MODE = "joint_velocity"
 FORMAT = InstructionFormat("llarva-workbench-v1", DecimalNumbers(), "panda", 1, 1, 3, (128, 128))
@@ -98,6 +100,36 @@ def test_the_projector_has_a_rate_of_its_own(rows: Path, tmp_path: Path) -> None
                        for part in ("multi_modal_projector", "q_proj")]  # fmt: skip
     assert 0 < moves[1e-6][0] < 1e-5 < 1e-3 < moves[1e-2][0]
     assert moves[1e-6][1] == pytest.approx(moves[1e-2][1], rel=1e-3)
+
+
+WITH_PROJECTOR = LoraSettings(4, 8, 0.0, projector=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "lora", "precision"),
+    [*((family, WITH_PROJECTOR, "bf16") for family in PARTS), ("llava", None, "bf16"), ("llava", None, "no"),
+     ("llava", WITH_PROJECTOR, "no")],
+)  # fmt: skip
+def test_small_steps_of_a_bfloat16_base_are_kept(
+    family: str, lora: LoraSettings | None, precision: str, rows: Path, tmp_path: Path
+) -> None:
+    start = half_size(base(family, tmp_path), tmp_path / "half")
+    config = replace(configure(rows, tmp_path / "out", start), lora=lora, learning_rate=2e-5, precision=precision)
+    result = train(config)
+    old = load_checkpoint(start).model
+    between = tuple(f"{name}." for name in projectors(old))
+    with safe_open(newest_state(tmp_path / "out" / "state"), framework="pt") as file:
+        kept = {name.removeprefix("model.model."): file.get_tensor(name) for name in file.keys() if "model." in name}
+    trained = {name: kept[name] for name in old.state_dict() if name in kept}
+    if lora is not None:
+        adapted = {name.replace("modules_to_save.default.", ""): tensor for name, tensor in kept.items()}
+        trained = {n: adapted[f"base_model.model.{n}"] for n in old.state_dict() if n.startswith(between)}
+    assert trained and all(tensor.dtype == torch.float32 for tensor in trained.values())
+    moved = [(tensor != old.state_dict()[name].float()).flatten() for name, tensor in trained.items()
+             if name.startswith(between)]  # fmt: skip
+    # a bias before a softmax and the like have no gradient; the rest must not stay where bfloat16 would round it back
+    assert float(torch.cat(moved).float().mean()) > 0.9
+    assert {tensor.dtype for tensor in load_checkpoint(result.checkpoint).model.parameters()} == {torch.bfloat16}
 
 
 def test_what_only_a_tiny_model_learns_is_refused(rows: Path, tmp_path: Path) -> None:

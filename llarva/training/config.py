@@ -48,7 +48,8 @@ class TrainConfig:
     during the last `decay_share` of the steps. `matrix_learning_rate`: highest rate of Muon for the layers' matrices;
     None leaves everything to AdamW. `loaders`: processes beside each training process that prepare its batches.
     `base_fingerprint`: the beginning of the fingerprint that the base must have. `projector_learning_rate`: trains the
-    projector beside a LoRA, or at a rate of its own.
+    projector beside a LoRA, or at a rate of its own. `precision`: "bf16" multiplies in bfloat16, "no" in float32; what
+    is trained is held in float32 in both.
 
     What follows changes the speed and the memory, not the loss: `arrangement` of a step's rows ("drawn", by "length",
     "packed" into rows of at most `pack_length` tokens) in passes of `micro_batch` rows per process; `cache_features`

@@ -36,7 +36,7 @@ from .kept_rows import keep_rows
 from .layout import Batch, arrange
 from .losses import part_sizes
 from .module import TrainingModule, object_names, save_result, set_speed, start_model
-from .optimizers import make_optimizers, schedule, set_learning_rates
+from .optimizers import hold_in_float32, make_optimizers, schedule, set_learning_rates
 from .origins import check_origins, check_result, find_origins, rows_digest, write_origins
 from .passes import make_sampler
 from .shards import mark_places, put_weights
@@ -187,6 +187,7 @@ def run_training(config: TrainConfig) -> TrainResult:
         torch.manual_seed(config.seed)
         module = TrainingModule(model, maker.numbers, config.weights, len(names), config.dense_cells).train()
     set_speed(module, config)
+    hold_in_float32(module, everything=config.precision == "no")
     optimizers = make_optimizers(
         module, config.learning_rate, config.weight_decay, config.matrix_learning_rate,
         config.projector_learning_rate, config.betas,

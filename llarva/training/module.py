@@ -41,6 +41,7 @@ from .batches import TrainingError, read_format
 from .config import TrainConfig
 from .layout import LAYOUT_POSITION, attention_mask
 from .losses import PARTS, DenseHead, LossWeights, answer_losses, dense_loss
+from .optimizers import hold_as_before
 
 # %% ../../nbs/08b3_training.module.ipynb #27794308
 class TrainingModule(nn.Module):
@@ -196,8 +197,9 @@ def save_result(
     config: TrainConfig, module: TrainingModule, processor: LlavaProcessor | Reader, format: InstructionFormat,
     folder: Path,
 ) -> None:  # fmt: skip
-    """Save the trained model as a checkpoint; an adapter is merged, so that the folder stands alone."""
+    """Save the trained model in its base's precision; an adapter is merged, so that the folder stands alone."""
     model = _merged(config, module.model) if isinstance(module.model, PeftModel) else module.model
+    hold_as_before(model, model.config.dtype)
     info = {"training": json.loads(json.dumps(dataclasses.asdict(config), default=str)), "identity": config.identity()}
     save_checkpoint(folder, model, processor, format, info)
 
