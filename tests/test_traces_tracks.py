@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from llarva.episodes.records import Episode, Step, encode_image
 from llarva.errors import LlarvaError
+from llarva.instructions.rows import step_traces
 from llarva.traces.audit import audit_trace
-from llarva.traces.detection import EpisodeTracer, compare_with_projection, detect_episodes
+from llarva.traces.detection import ASSUMED_RATE, EpisodeTracer, compare_with_projection, detect_episodes, step_times
 from llarva.traces.detection_data import DetectionError
 from llarva.traces.detection_model import Detections, Detector, make_detector
 from llarva.traces.detection_scores import average_precision, matches, overlaps, score_detector
 from llarva.traces.detection_tracks import TrackModel, choose, smooth, track
+from llarva.widgets.scenes import readable_format
 
 
 def boxes_at(centres: np.ndarray, scores: list[float], half: float = 5) -> Detections:
@@ -72,6 +74,11 @@ def test_scores_of_a_known_detector() -> None:
 # ---------------------------------------------------------------- tracks
 
 
+def ticks(count: int, rate: float = 20) -> np.ndarray:
+    """Times of so many steps (s)."""
+    return np.arange(count) / rate
+
+
 def walk(seed: int, count: int = 60) -> np.ndarray:
     """A smooth way through a picture of 128 pixels."""
     rng = np.random.default_rng(seed)
@@ -89,7 +96,7 @@ def test_tracks_survive_misses_lamps_and_noise(seed: int) -> None:
         candidates.sort(key=lambda one: -one[1])
         frames.append(boxes_at(np.array([c for c, _ in candidates]), [s for _, s in candidates]))
         raw.append(np.linalg.norm(candidates[0][0] - point) if candidates else np.nan)
-    trace = track(frames, (128, 128))
+    trace = track(frames, (128, 128), ticks(len(frames)))
     assert trace is not None and len(trace) == len(truth) and np.isfinite(trace.points).all()
     error = np.linalg.norm(trace.points - truth, axis=1)
     assert np.median(error) < 1.5 and np.quantile(error, 0.95) < 6
@@ -101,7 +108,7 @@ def test_a_false_start_does_not_bind_the_track() -> None:
     truth = walk(3)
     frames = [boxes_at(truth[t], [0.8]) for t in range(len(truth))]
     frames[0] = boxes_at(np.array([5, 5]), [0.99])
-    trace = track(frames, (128, 128))
+    trace = track(frames, (128, 128), ticks(len(frames)))
     assert trace is not None and not trace.visible[0]
     assert np.linalg.norm(trace.points[1:] - truth[1:], axis=1).max() < 3
 
@@ -109,30 +116,127 @@ def test_a_false_start_does_not_bind_the_track() -> None:
 def test_ends_stand_still_and_nothing_gives_no_trace() -> None:
     nothing = boxes_at(np.zeros((0, 2)), [])
     frames = [nothing] * 5 + [boxes_at(np.array([30 + 3 * t, 40]), [0.8]) for t in range(6)] + [nothing] * 5
-    trace = track(frames, (128, 128))
+    trace = track(frames, (128, 128), ticks(len(frames)))
     assert trace is not None
     assert np.allclose(trace.points[:5], trace.points[5]) and np.allclose(trace.points[11:], trace.points[10])
     assert trace.visible.tolist() == [False] * 5 + [True] * 6 + [False] * 5
-    assert track([nothing] * 4, (128, 128)) is None and track([], (128, 128)) is None
+    assert track([nothing] * 4, (128, 128), ticks(4)) is None and track([], (128, 128), ticks(0)) is None
 
 
 def test_low_scores_alone_are_no_track() -> None:
     frames = [boxes_at(np.array([30, 30]), [0.05]) for _ in range(10)]
-    assert (choose(frames, 181, TrackModel(miss=1.0)) == -1).all()
+    assert (choose(frames, ticks(10), 181, TrackModel(miss=1.0)) == -1).all()
 
 
 def test_the_gate_keeps_an_outlier_out() -> None:
     points = np.stack([np.linspace(0.2, 0.4, 20), np.full(20, 0.3)], axis=1)
     points[10] = [0.9, 0.9]
-    path, used = smooth(points, TrackModel())
+    path, used = smooth(points, ticks(20), TrackModel())
     assert not used[10] and used.sum() == 19 and abs(path[10, 0] - 0.305) < 0.01
     with pytest.raises(DetectionError, match="None of the"):
-        smooth(np.full((3, 2), np.nan), TrackModel())
+        smooth(np.full((3, 2), np.nan), ticks(3), TrackModel())
     with pytest.raises(DetectionError):
         TrackModel(noise=0)
 
 
+def fetching(rate: float) -> np.ndarray:
+    """Twelve seconds of quick moves with rests between, each of them smooth, in a picture of 128 pixels."""
+
+    def moved(start: float, seconds: float) -> np.ndarray:
+        s = ((ticks(round(12 * rate), rate) - start) / seconds).clip(0, 1)
+        return 10 * s**3 - 15 * s**4 + 6 * s**5
+
+    x = 20 + 80 * (moved(1, 1.5) - moved(5, 1.5) + moved(9, 1.5))
+    return np.stack([x, 30 + 35 * (moved(3, 1) - moved(7, 1))], axis=1)
+
+
+@pytest.mark.parametrize("rate", [1, 3, 5, 10, 20])
+def test_tracks_do_not_depend_on_the_rate(rate: float) -> None:
+    truth = fetching(rate)
+    trace = track([boxes_at(point, [0.9]) for point in truth], (128, 128), ticks(len(truth), rate))
+    assert trace is not None and trace.visible.all()
+    assert np.linalg.norm(trace.points - truth, axis=1).max() < 1
+    rng, used, errors = np.random.default_rng(int(rate)), [], []
+    for _ in range(8):
+        lamp = rng.uniform(0, 128, 2)
+        frames = []
+        for point in truth:
+            seen, lit = rng.uniform() > 0.15, rng.uniform() < 0.1
+            centres = [lamp] * lit + [point + rng.normal(0, 1.5, 2)] * seen
+            frames.append(boxes_at(np.array(centres), [0.95] * lit + [rng.uniform(0.4, 0.9)] * seen))
+        noisy = track(frames, (128, 128), ticks(len(truth), rate))
+        assert noisy is not None
+        used.append(noisy.visible.mean())
+        errors.append(np.nanmedian(np.linalg.norm(noisy.points - truth, axis=1)))
+    assert np.mean(used) > 0.75 and np.mean(errors) < (4 if rate == 1 else 2.5)
+
+
+def test_missing_pictures_lengthen_the_time_between(rate: float = 20) -> None:
+    """Every sixth step has a picture: the others cost nothing, and the track is as good as at that rate."""
+    truth = fetching(rate)
+    frames = [boxes_at(point, [0.9]) if t % 6 == 0 else None for t, point in enumerate(truth)]
+    trace = track(frames, (128, 128), ticks(len(truth), rate))
+    assert trace is not None and trace.visible[::6].all() and trace.visible.sum() == len(truth[::6])
+    error = np.linalg.norm(trace.points - truth, axis=1)
+    assert error[::6].max() < 1 and np.median(error) < 1 and error.max() < 10
+
+
+@pytest.mark.parametrize("gap", [20, 21, 25, 60])
+def test_both_sides_of_a_gap_are_kept(gap: int) -> None:
+    t = np.arange(200)
+    truth = np.stack([20 + 0.5 * t, 60 + 30 * np.sin(t / 20)], axis=1)
+    hidden = (t >= 80) & (t < 80 + gap)
+    shown = [point[: 2 * (not out)] for point, out in zip(truth, hidden, strict=True)]
+    frames = [boxes_at(point, [0.9] * (len(point) > 0)) for point in shown]
+    trace = track(frames, (128, 128), ticks(200))
+    assert trace is not None and (trace.visible == ~hidden).all()
+    assert np.linalg.norm(trace.points - truth, axis=1)[~hidden].max() < 1
+    unknown = np.isnan(trace.points).all(axis=1)
+    assert (unknown == (hidden if gap > 20 else np.zeros(200, bool))).all()
+
+
+def test_unseen_ends_are_unknown() -> None:
+    nothing = boxes_at(np.zeros((0, 2)), [])
+    frames = [nothing] * 30 + [boxes_at(np.array([60, 40]), [0.8])] * 20 + [nothing] * 20
+    trace = track(frames, (128, 128), ticks(70))
+    assert trace is not None and np.isnan(trace.points[:30]).all() and np.isfinite(trace.points[30:]).all()
+    one = [boxes_at(np.array([60, 40]), [0.8]), *[None] * 60]
+    trace = track(one, (128, 128), ticks(61))
+    assert trace is not None and np.isnan(trace.points[1:]).all(), "one picture does not tell of three seconds"
+
+
+def test_a_lost_filter_begins_anew() -> None:
+    """The point leaps farther than the model allows and stays there: after three refusals the filter believes it."""
+    points = np.full((60, 2), 0.2)
+    points[30:] = 0.8
+    path, used = smooth(points, ticks(60), TrackModel())
+    assert used.all() and np.allclose(path, points, atol=0.01)
+    stubborn = smooth(points, ticks(60), TrackModel(patience=100))[1]
+    assert stubborn.sum() < 60, "it would not otherwise"
+    with pytest.raises(DetectionError, match="patience"):
+        TrackModel(patience=0)
+
+
+def test_times_must_ascend() -> None:
+    frames = [boxes_at(np.array([30, 30]), [0.9])] * 3
+    for times in (np.zeros(3), ticks(2)):
+        with pytest.raises(DetectionError, match="3 steps need as many times"):
+            track(frames, (128, 128), times)
+
+
 # ---------------------------------------------------------------- episodes
+
+
+def test_times_of_steps() -> None:
+    episode = square_episode(0, 6)
+
+    def stamped(*times: float) -> Episode:
+        return replace(episode, steps=tuple(replace(episode.steps[0], timestamp=time) for time in times))
+
+    assert np.allclose(step_times(episode), ticks(6))
+    assert np.allclose(step_times(stamped(0, 0, 0)), ticks(3, ASSUMED_RATE))
+    assert np.allclose(step_times(stamped(5, 5.1, 5.1, 5.0, 5.3)), [0, 0.1, 0.3, 0.5, 0.8])
+    assert np.allclose(step_times(stamped(7)), [0])
 
 
 def square_episode(seed: int, count: int = 40, **changes: object) -> Episode:
@@ -199,3 +303,40 @@ def test_pictures_of_several_sizes_are_refused() -> None:
     odd = replace(episode.steps[0], image=encode_image(np.zeros((64, 64, 3), np.uint8)))
     with pytest.raises(LlarvaError, match="several sizes"):
         list(detect_episodes(Oracle(*make_detector(SMALL)), [replace(episode, steps=(odd, *episode.steps[1:]))]))
+
+
+def test_rows_are_not_made_of_what_was_not_seen() -> None:
+    """The square is out of the picture for a while: only steps after that know the whole way to the end."""
+    episode = square_episode(4, 80)
+    dark = encode_image(np.zeros((128, 128, 3), np.uint8))
+    steps = [replace(step, image=dark) if 20 <= t < 50 and step.image else step for t, step in enumerate(episode.steps)]
+    hidden = replace(episode, steps=tuple(steps))
+    tracer, form = EpisodeTracer(Oracle(*make_detector(SMALL))), readable_format(episode)
+    asked = range(0, 78, 2)
+    assert set(step_traces(episode, asked, form, tracer)) == set(asked)
+    assert set(step_traces(hidden, asked, form, tracer)) == {step for step in asked if step > 48}
+
+
+def test_detections_are_judged_where_there_are_pictures() -> None:
+    """Every fourth step has a picture: its points are all seen, and a tremble of theirs is found."""
+    episode = square_episode(4, 160)
+    steps = tuple(replace(step, image=step.image if t % 4 == 0 else None) for t, step in enumerate(episode.steps))
+    sparse = replace(episode, steps=steps)
+    trace = EpisodeTracer(Oracle(*make_detector(SMALL)))(sparse)
+    assert trace is not None and trace.visible.mean() == 0.25
+    assert audit_trace(sparse, trace) == ()
+    noise = np.random.default_rng(0).normal(0, 4, trace.points.shape).astype(np.float32)
+    assert "jitter" in {one.check for one in audit_trace(sparse, replace(trace, points=trace.points + noise))}
+    unseen = replace(trace, visible=trace.visible & (np.arange(160) % 8 == 0))
+    assert [one.message for one in audit_trace(sparse, unseen)] == ["The point is visible in 20 of 40 pictures."]
+
+
+def test_a_hand_that_was_lost_for_long_is_reported() -> None:
+    episode = square_episode(4, 160)
+    dark = encode_image(np.zeros((128, 128, 3), np.uint8))
+    steps = [replace(step, image=dark) if 60 <= t < 90 and step.image else step for t, step in enumerate(episode.steps)]
+    lost = replace(episode, steps=tuple(steps))
+    trace = EpisodeTracer(Oracle(*make_detector(SMALL)))(lost)
+    assert trace is not None
+    (found,) = audit_trace(lost, trace)
+    assert (found.check, found.steps, found.measured) == ("coverage", (60, 89), pytest.approx(1.5))

@@ -139,7 +139,7 @@ def step_traces(
     """Return step → trace points float32 [N, 2] (pixels) to the end of the episode, as the format wants them.
 
     `traces_of` gives the path of a whole episode (None: nothing is known, and no step has a trace); by default it is
-    projected.
+    projected. A detector leaves points NaN where it lost the hand for long: steps before that end have no trace.
     """
     whole = None if traces_of is None else traces_of(episode)
     if traces_of is not None and whole is None:
@@ -148,6 +148,9 @@ def step_traces(
         what = f"Episode {episode.episode_id!r} has no calibrated camera to project a trace with."
         raise RowError(f"{what} Give traces by a detector (`traces_of`), or ask for none (trace_share=0).")
     if whole is not None or _camera_stands(episode):
+        if whole is not None and whole.source == "detection":
+            lost = np.flatnonzero(~np.isfinite(whole.points).all(axis=1))
+            steps = [step for step in steps if not len(lost) or step > lost[-1]]
         path = fill_gaps(project_episode(episode) if whole is None else whole)
         traces = {step: trace_from(path, step) for step in steps}
     else:

@@ -68,6 +68,7 @@ class AuditLimits:
     stuck_travel: float = 0.1  # of the hand meanwhile
     stuck_blind_seconds: float = 5.0  # where the hand's motion is unknown
     coverage: float = 0.6  # share of steps
+    lost_seconds: float = 1.0  # that a detector may lose the hand for
     border: float = 0.008
     border_seconds: float = 0.4
     disagreement: float = 0.05  # of two sources, beside a constant offset

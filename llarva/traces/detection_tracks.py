@@ -8,6 +8,7 @@ __all__ = ['Floats', 'TrackModel', 'choose', 'smooth', 'track']
 # %% ../../nbs/05c4_traces.detection_tracks.ipynb #2b206988
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,110 +23,158 @@ Floats = NDArray[np.float64]
 # %% ../../nbs/05c4_traces.detection_tracks.ipynb #501d89a9
 @dataclass(frozen=True)
 class TrackModel:
-    """How a hand moves in the picture, and how a detector errs; lengths in shares of the image's diagonal.
+    """How a hand moves in the picture, and how a detector errs; lengths in image diagonals, times in seconds.
 
-    `miss` is what leaving a frame without a box costs, in units of log score; `reach` how far a hand may plausibly come
-    from one frame to the next (both are for some 10 to 20 frames per second); `longest_gap` how many frames in a row
-    may be bridged by the choice at a cost per frame.
+    `acceleration` (1/s^1.5): the velocity changes by so much in a second. `reach` (1/s^0.5) and `speed` (1/s): how far
+    a hand plausibly comes, by fits and starts and steadily. `miss`: what leaving out all boxes of a picture costs, in
+    units of log score. `patience`: after so many outliers in a row they are believed. `longest_gap` (s): a stretch
+    without a point that is longer stays unknown.
     """
 
-    acceleration: float = 0.008
+    acceleration: float = 0.7
     noise: float = 0.008
     gate: float = 0.999
     miss: float = 1.5
-    reach: float = 0.06
-    longest_gap: int = 20
+    reach: float = 0.25
+    speed: float = 0.4
+    patience: int = 3
+    longest_gap: float = 1.0
     anchor: tuple[float, float] = (0.5, 0.5)
 
     def __post_init__(self) -> None:
-        lengths = (self.acceleration, self.noise, self.miss, self.reach)
-        if not all(np.isfinite(value) and value > 0 for value in lengths) or not 0 < self.gate < 1:
-            raise DetectionError(f"Lengths and costs are above 0 and the gate is a probability, got {self}.")
-        if self.longest_gap < 1:
-            raise DetectionError(f"longest_gap is at least 1, got {self.longest_gap}.")
+        amounts = (self.acceleration, self.noise, self.miss, self.reach, self.speed, self.longest_gap)
+        if not all(np.isfinite(value) and value > 0 for value in amounts) or not 0 < self.gate < 1:
+            raise DetectionError(f"Lengths, times and costs are above 0 and the gate is a probability, got {self}.")
+        if self.patience < 1:
+            raise DetectionError(f"patience is at least 1, got {self.patience}.")
 
 # %% ../../nbs/05c4_traces.detection_tracks.ipynb #33d36d47
-def choose(candidates: Sequence[Detections], diagonal: float, model: TrackModel) -> NDArray[np.intp]:
-    """The candidate chosen in every frame, [T], -1 for none: the cheapest path through an episode."""
-    count = len(candidates)
-    points = [one.points(model.anchor).astype(np.float64) / diagonal for one in candidates]
-    costs: list[Floats] = []
-    back: list[list[tuple[int, int]]] = []
-    for t in range(count):
-        own = -np.log(np.maximum(candidates[t].scores.astype(np.float64), 1e-6))
-        best, origin = np.full(len(own), t * model.miss), [(-1, -1)] * len(own)
-        for before in range(max(0, t - model.longest_gap - 1), t):
-            if not len(points[before]) or not len(own):
-                continue
-            apart = ((points[t][:, None] - points[before][None]) ** 2).sum(axis=-1)
-            step = apart / (2 * model.reach**2 * (t - before))
-            total = costs[before][None] + step + (t - before - 1) * model.miss
-            nearest = total.argmin(axis=1)
-            for k in np.flatnonzero(total[np.arange(len(own)), nearest] < best):
-                best[k], origin[k] = total[k, nearest[k]], (before, int(nearest[k]))
-        costs.append(best + own)
-        back.append(origin)
-    ends = [(float(costs[t].min()) + (count - 1 - t) * model.miss, t) for t in range(count) if len(costs[t])]
-    chosen = np.full(count, -1, dtype=np.intp)
-    if not ends or min(ends)[0] >= count * model.miss:
+def choose(
+    candidates: Sequence[Detections | None], times: Floats, diagonal: float, model: TrackModel
+) -> NDArray[np.intp]:
+    """The candidate chosen at every step, [T], -1 for none: the cheapest path through an episode.
+
+    `times` [T] in s; None stands for a step without a picture.
+    """
+    frames = [(t, one) for t, one in enumerate(candidates) if one is not None and len(one)]
+    chosen = np.full(len(candidates), -1, dtype=np.intp)
+    if not frames:
         return chosen
-    place = (min(ends)[1], int(costs[min(ends)[1]].argmin()))
-    while place[0] >= 0:
-        chosen[place[0]] = place[1]
-        place = back[place[0]][place[1]]
+    counts = [len(one) for _, one in frames]
+    frame, first = np.repeat(np.arange(len(frames)), counts), np.concatenate([[0], np.cumsum(counts)])
+    points = np.concatenate([one.points(model.anchor) for _, one in frames]).astype(np.float64) / diagonal
+    own = -np.log(np.maximum(np.concatenate([one.scores for _, one in frames]).astype(np.float64), 1e-6))
+    when, costs, origin = times[[t for t, _ in frames]][frame], own + frame * model.miss, np.full(len(own), -1)
+    for k in range(1, len(frames)):
+        past, here = slice(first[k]), slice(first[k], first[k + 1])
+        ago = when[first[k]] - when[past]
+        width = model.reach**2 * ago + (model.speed * ago) ** 2
+        apart = ((points[here][:, None] - points[past][None]) ** 2).sum(axis=-1)
+        total = costs[past] + (k - 1 - frame[past]) * model.miss + apart / (2 * width)
+        nearest = total.argmin(axis=1)
+        linked = total[np.arange(counts[k]), nearest] + own[here]
+        origin[here] = np.where(linked < costs[here], nearest, -1)
+        costs[here] = np.minimum(linked, costs[here])
+    ends = costs + (len(frames) - 1 - frame) * model.miss
+    place = int(ends.argmin()) if ends.min() < len(frames) * model.miss else -1
+    while place >= 0:
+        chosen[frames[frame[place]][0]] = place - first[frame[place]]
+        place = int(origin[place])
     return chosen
 
 # %% ../../nbs/05c4_traces.detection_tracks.ipynb #f1f6973c
-def smooth(points: Floats, model: TrackModel) -> tuple[Floats, NDArray[np.bool_]]:
-    """Smoothed points [T, 2] and which of the given (NaN where missing, shares of the diagonal) were used [T].
+def _forward(points: Floats, times: Floats, start: int, model: TrackModel) -> tuple[list[Any], list[int], int]:
+    """Filter from `start` on: (state, spread, prior state, prior spread, move) per step, steps used, where it is lost.
 
-    Constant velocity with white acceleration; points outside the gate are not used. At least one must be finite.
+    It is lost at the first of `patience` outliers in a row, else at the end.
     """
-    known = np.asarray(np.isfinite(points).all(axis=1))
-    if not known.any():
-        raise DetectionError(f"None of the {len(points)} points is known.")
-    first, last = int(known.argmax()), len(points) - 1 - int(known[::-1].argmax())
-    move = np.array([[1.0, 1.0], [0.0, 1.0]])
-    push = model.acceleration**2 * np.array([[1 / 3, 1 / 2], [1 / 2, 1.0]])
     limit, noise = chi2.ppf(model.gate, 2), model.noise**2
-    state, spread = np.array([points[first], [0.0, 0.0]]), np.diag([noise, model.reach**2])
-    used = np.zeros(len(points), dtype=bool)
-    used[first] = True
-    states, spreads, priors = [state], [spread], [(state, spread)]
-    for t in range(first + 1, last + 1):
-        state, spread = move @ state, move @ spread @ move.T + push
-        priors.append((state, spread))
-        if known[t]:
+    state, spread = np.array([points[start], [0.0, 0.0]]), np.diag([noise, model.speed**2])
+    rows, used, refused = [(state, spread, state, spread, np.eye(2))], [start], list[int]()
+    for t in range(start + 1, len(points)):
+        dt = times[t] - times[t - 1]
+        move = np.array([[1.0, dt], [0.0, 1.0]])
+        push = model.acceleration**2 * np.array([[dt**3 / 3, dt**2 / 2], [dt**2 / 2, dt]])
+        prior = state, spread = move @ state, move @ spread @ move.T + push
+        if np.isfinite(points[t]).all():
             surprise, width = points[t] - state[0], spread[0, 0] + noise
             if surprise @ surprise / width <= limit:
                 gain = spread[:, 0] / width
                 state, spread = state + gain[:, None] * surprise, spread - np.outer(gain, spread[0])
-                used[t] = True
-        states.append(state)
-        spreads.append(spread)
-    for k in range(len(states) - 2, -1, -1):
-        expected, wide = priors[k + 1]
-        gain_back = spreads[k] @ move.T @ np.linalg.inv(wide)
-        states[k] = states[k] + gain_back @ (states[k + 1] - expected)
-    path = np.array([state[0] for state in states])
-    at = np.arange(len(points)).clip(first, last) - first
-    return path[at], used
+                used.append(t)
+                refused = []
+            else:
+                refused.append(t)
+                if len(refused) == model.patience:
+                    return rows, used, refused[0]
+        rows.append((state, spread, *prior, move))
+    return rows, used, len(points)
+
+
+def _backward(rows: list[Any]) -> Floats:
+    """Smoothed points [n, 2] of filtered steps."""
+    state, path = rows[-1][0], [rows[-1][0][0]]
+    for k in range(len(rows) - 2, -1, -1):
+        (before, spread, *_), (_, _, expected, wide, move) = rows[k], rows[k + 1]
+        state = before + spread @ move.T @ np.linalg.inv(wide) @ (state - expected)
+        path.append(state[0])
+    return np.array(path[::-1])
 
 # %% ../../nbs/05c4_traces.detection_tracks.ipynb #c1170d15
-def track(candidates: Sequence[Detections], size: tuple[int, int], model: TrackModel | None = None) -> Trace | None:
-    """The trace through the boxes of an episode's frames, one point per frame; None where no box was found at all.
+def smooth(points: Floats, times: Floats, model: TrackModel) -> tuple[Floats, NDArray[np.bool_]]:
+    """Smoothed points [T, 2] and which of the given (NaN where missing, shares of the diagonal) were used [T].
 
-    `size` is (height, width) in pixels. Frames without a picture have no candidates.
+    `times` [T] in s, ascending. Constant velocity with white acceleration; points outside the gate are not used. At
+    least one must be finite.
     """
-    model, diagonal = model or TrackModel(), float(np.hypot(*size))
-    chosen = choose(candidates, diagonal, model)
+    known = np.flatnonzero(np.isfinite(points).all(axis=1))
+    if not len(known):
+        raise DetectionError(f"None of the {len(points)} points is known.")
+    pieces, lost = list[tuple[list[Any], list[int]]](), int(known[0])
+    while lost < len(points):
+        rows, taken, lost = _forward(points, times, lost, model)
+        pieces.append((rows[: taken[-1] - taken[0] + 1], taken))
+    most = max(len(taken) for _, taken in pieces)
+    path, used = np.full(points.shape, np.nan), np.zeros(len(points), dtype=bool)
+    for rows, taken in pieces:
+        if len(taken) >= min(model.patience, most):
+            path[taken[0] : taken[-1] + 1], used[taken] = _backward(rows), True
+    at = np.flatnonzero(np.isfinite(path[:, 0]))
+    return np.stack([np.interp(times, times[at], path[at, axis]) for axis in (0, 1)], axis=-1), used
+
+# %% ../../nbs/05c4_traces.detection_tracks.ipynb #70210a56
+def _unknown(used: NDArray[np.bool_], pictured: NDArray[np.bool_], times: Floats, longest: float) -> NDArray[np.bool_]:
+    """Steps [T] within stretches whose pictures show no used point for longer than `longest` s."""
+    shown = times[pictured]
+    period = float(np.median(np.diff(shown))) if len(shown) > 1 else 0.0
+    at = np.flatnonzero(used)
+    after = np.searchsorted(at, np.arange(len(used)))
+    # Neighbouring pictures are one period apart, and so is the first or last one from where nothing was recorded.
+    left = np.where(after > 0, times[at[np.maximum(after - 1, 0)]], min(shown[0] - period, times[0]))
+    right = np.where(after < len(at), times[at[np.minimum(after, len(at) - 1)]], max(shown[-1] + period, times[-1]))
+    return ~used & (right - left - period > longest + 1e-6)
+
+
+def track(
+    candidates: Sequence[Detections | None], size: tuple[int, int], times: Floats, model: TrackModel | None = None
+) -> Trace | None:
+    """The trace through the boxes of an episode's pictures, one point per step; None where no box was found at all.
+
+    `candidates` [T] are None at steps without a picture, `size` is (height, width) in pixels, `times` [T] in s ascend.
+    """
+    model, diagonal, count = model or TrackModel(), float(np.hypot(*size)), len(candidates)
+    if len(times) != count or (np.diff(times) <= 0).any():
+        raise DetectionError(f"{count} steps need as many times that ascend, got {len(times)}: {np.asarray(times)}.")
+    chosen = choose(candidates, times, diagonal, model)
     if (chosen < 0).all():
         return None
-    points, scores = np.full((len(chosen), 2), np.nan), np.zeros(len(chosen), dtype=np.float32)
-    for t in np.flatnonzero(chosen >= 0).tolist():
-        points[t] = candidates[t].points(model.anchor)[chosen[t]] / diagonal
-        scores[t] = candidates[t].scores[chosen[t]]
-    path, used = smooth(points, model)
+    points, scores = np.full((count, 2), np.nan), np.zeros(count, dtype=np.float32)
+    for t, one in enumerate(candidates):
+        if one is not None and chosen[t] >= 0:
+            points[t] = one.points(model.anchor)[chosen[t]] / diagonal
+            scores[t] = one.scores[chosen[t]]
+    path, used = smooth(points, times, model)
     height, width = size
     pixels = (path * diagonal).clip(0, [np.nextafter(width, 0), np.nextafter(height, 0)]).astype(np.float32)
+    pixels[_unknown(used, np.array([one is not None for one in candidates]), times, model.longest_gap)] = np.nan
     return Trace(pixels, used, "detection", np.where(used, scores, 0).astype(np.float32))
