@@ -8,6 +8,7 @@ __all__ = ['LlarvaError', 'EpisodeLost', 'unknown_choice']
 # %% ../nbs/00_errors.ipynb #63b4696f
 import difflib
 from collections.abc import Iterable
+from typing import Self
 
 
 class LlarvaError(Exception):
@@ -20,6 +21,9 @@ class EpisodeLost(LlarvaError):
     def __init__(self, failure: str, message: str) -> None:
         super().__init__(message)
         self.failure = failure
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        return type(self), (self.failure, str(self))  # whole on its way to another process
 
 # %% ../nbs/00_errors.ipynb #71c47312
 def unknown_choice(what: str, value: object, choices: Iterable[object]) -> str:

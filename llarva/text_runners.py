@@ -146,7 +146,8 @@ class StaticRunner:
         mask = ((slots <= queries) & known[:, None, None]) | (slots == queries)
         inputs = (embeddings, positions.expand(len(embeddings), -1), mask, own)
         if embeddings.is_cuda and width <= GRAPH_WIDTHS:
-            return self._replay(width, last, inputs)
+            with torch.cuda.device(embeddings.device):  # where graphs and streams are made; it may not be the first GPU
+                return self._replay(width, last, inputs)
         return self._forward(last, *inputs)
 
     def _forward(self, last: int, embeddings: Tensor, positions: Tensor, mask: Tensor, own: Tensor) -> Tensor:

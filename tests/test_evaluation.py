@@ -108,12 +108,13 @@ def test_wrong_settings(changes: dict[str, Any], says: str) -> None:
         EvaluationConfig("c", "o", **changes)
 
 
-def test_training_seeds_are_refused() -> None:
-    config = EvaluationConfig("c", "o", seed=100)
-    check_seeds(config, {})
-    check_seeds(config, {"training_seeds": [0, 99]})
-    with pytest.raises(EvaluationError, match="overlap the training seeds 0–100"):
-        check_seeds(config, {"training_seeds": [0, 100]})
+def test_seeds_that_may_have_been_demonstrated_are_refused() -> None:
+    for seed in (1_000_000, 1_899_980, 1_900_000):
+        check_seeds(EvaluationConfig("c", "o", seed=seed))
+    for seed in (0, 999_999, 1_899_990, 1_999_990):
+        with pytest.raises(EvaluationError, match=f"Scenes {seed} to .*1900000 to 1999999"):
+            check_seeds(EvaluationConfig("c", "o", seed=seed))
+    check_seeds(EvaluationConfig("c", "o", seed=0, simulator="rlbench"))
 
 
 def test_variations_are_cycled_and_the_first_scenes_filmed() -> None:

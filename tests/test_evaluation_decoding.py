@@ -13,11 +13,13 @@ from patch_world import FORMAT, Patches
 
 from llarva.decoding import Decoded, Decoder, plain_generate
 from llarva.evaluation import rollouts, selftest
-from llarva.evaluation.players import make_policy
+from llarva.evaluation.players import find_device, make_policy, placed
 from llarva.evaluation.rollouts import evaluate
 from llarva.evaluation.rows import TIMINGS, EvaluationError, format_summary, read_rows
 from llarva.evaluation.scenes import EvaluationConfig, answers_of
 from llarva.evaluation.selftest import SelfTest
+from llarva.instructions.numbers import DecimalNumbers
+from llarva.instructions.reader import InstructionError
 from llarva.int8 import Int8Linear
 from llarva.models.checkpoints import Checkpoint
 from llarva.policy import Policy
@@ -127,3 +129,27 @@ def test_the_self_test_runs_the_runner_and_the_checkpoint_s_own_weights(
     replay = selftest.Replay(checkpoint, CONFIG.control_mode, True, "static")
     assert isinstance(replay.decoder.runner, StaticRunner)
     assert not any(isinstance(m, Int8Linear) for m in replay.decoder.model.modules())
+
+
+def test_a_wording_without_a_trace_is_played_without(tmp_path: Path) -> None:
+    plain = make_checkpoint(replace(FORMAT, template="llarva-v7", numbers=DecimalNumbers(), n=1, history=5))
+    assert not make_policy(plain, CONFIG).with_trace
+    rows = play(tmp_path, plain, episodes=1, max_steps=2)
+    assert len(rows) == 2 and all(row["trace_error_px"] is None for row in rows)
+    with pytest.raises(InstructionError, match="no answer with a trace"):
+        make_policy(plain, replace(CONFIG, with_trace=True))
+    # Folders from before there was a None called it True.
+    assert CONFIG.identity()["with_trace"] is True and replace(CONFIG, with_trace=False).identity() != CONFIG.identity()
+
+
+def test_answers_are_computed_where_it_was_asked(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EvaluationError, match="Unknown device 'cuda:7'.*auto"):
+        find_device("cuda:7")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [str(find_device("auto", worker)) for worker in range(4)] == ["cuda:0", "cuda:1"] * 2
+    assert str(find_device("cpu", 1)) == "cpu" and str(find_device("cuda:1")) == "cuda:1"
+    moved: list[str] = []
+    monkeypatch.setattr(checkpoint.model, "to", lambda device: moved.append(str(device)))
+    assert placed(checkpoint, find_device("auto", 1)) is checkpoint and moved == ["cuda:1"]
+    assert replace(CONFIG, device="cuda").identity() == CONFIG.identity()

@@ -1,6 +1,7 @@
 """The RLBench adapter against a stand-in installation: hangs, crashes, wrong actions, what is missing, seeds."""
 
 import ast
+import pickle
 import socket
 import sys
 from collections.abc import Iterator
@@ -225,6 +226,19 @@ def test_lost_resets_are_said_and_a_broken_simulator_stops_the_run(env: RlbenchE
         left.unlink()
     env.reset(seed=1)
     assert env.lost == 0
+
+
+def test_a_launch_that_fails_once_is_tried_again(env: RlbenchEnv, home: Path) -> None:
+    fault(home, "launch-0-crash")
+    other = RlbenchEnv(env.task)
+    assert other.reset(seed=4)[0]["image"].shape == (128, 128, 3) and not list((home / "faults").iterdir())
+    other.close()
+
+
+@pytest.mark.parametrize("kind", [RequestFailed, EpisodeLost])
+def test_failures_cross_between_processes(kind: type[RequestFailed | EpisodeLost]) -> None:
+    again = pickle.loads(pickle.dumps(kind("open_timeout", "open took longer than 3 s")))
+    assert type(again) is kind and (again.failure, str(again)) == ("open_timeout", "open took longer than 3 s")
 
 
 def relaunched(env: RlbenchEnv, home: Path) -> Simulator:

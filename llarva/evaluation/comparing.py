@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .players import Loaded, MakeEnvironment, load_either, make_environment
+from llarva.evaluation.players import (
+    Loaded,
+    MakeEnvironment,
+    find_device,
+    load_either,
+    make_environment,
+    placed,
+)
 from .rollouts import claim, keep, write_whole
 from .rows import EvaluationError, Row, compare, part_path, read_part
 from .scenes import EvaluationConfig, check_seeds, scenes_of
@@ -64,7 +71,8 @@ class _Side:
     """One of the two evaluations."""
 
     def __init__(self, config: EvaluationConfig, checkpoint: Loaded, make_env: MakeEnvironment, film: str) -> None:
-        check_seeds(config, checkpoint.info)
+        check_seeds(config)
+        checkpoint = placed(checkpoint, find_device(config.device))
         self.config, self.checkpoint, self.make_env, self.film = config, checkpoint, make_env, film
         self.folder = claim(config, checkpoint)
         self.play: Play | None = None

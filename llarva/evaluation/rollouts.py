@@ -22,9 +22,11 @@ from llarva.evaluation.players import (
     MakeEnvironment,
     Played,
     Player,
+    find_device,
     fingerprint,
     load_either,
     make_environment,
+    placed,
 )
 from .rows import EvaluationError, format_summary, part_path, read_part, read_rows, write_part
 from .scenes import EvaluationConfig, answers_of, check_seeds, scenes_of
@@ -122,12 +124,12 @@ def evaluate(
 
     `checkpoint` may be given when it is loaded already (several workers load it from `config.checkpoint`);
     `make_env(task, config, image_size)` makes an environment of the workbench's interface, and is a module's function
-    where there are several workers. Raises `EvaluationError` for seeds of the training data, for a folder in other use,
+    where there are several workers. Raises `EvaluationError` for seeds that may have been demonstrated, for a folder in other use,
     and for a checkpoint that fails its self-test.
     """
     check_film_format(film_format)
-    checkpoint = checkpoint or load_either(config.checkpoint)
-    check_seeds(config, checkpoint.info)
+    checkpoint = placed(checkpoint or load_either(config.checkpoint), find_device(config.device))
+    check_seeds(config)
     folder, batches = claim(config, checkpoint), scenes_of(config)
     todo = [part for part in range(len(batches)) if not part_path(folder, part).is_file()]
     if todo:

@@ -52,11 +52,13 @@ class EvaluationConfig:
     A suite's name among `tasks` stands for its tasks. `execute` of the n predicted steps are executed before the next
     answer (None: all). `variations` are cycled through (None: each seed draws its own). `appearance_seed` varies camera
     and colours from scene to scene (None: the standard look). The first `videos` episodes of every task are filmed.
-    `threads` of the processor compute the answers: for a small model one is fastest, since the steps are too short to
-    share. `ensemble`, for baselines only, is the decay of temporal ensembling, which asks at every step.
+    `device` computes the answers ("auto": a GPU, another one for each worker, where there is one), or `threads` of the
+    processor: for a small model one is fastest, since the steps are too short to share. `with_trace` (None: where the
+    checkpoint's wording has one) asks for a trace before the actions. `ensemble`, for baselines only, is the decay of temporal ensembling, which asks at every step.
 
-    `runner` and `weights`, for language models only, choose how answers are decoded (see `llarva.decoding`). Every
-    runner says the same. Weights in int8 may say something else: their rows are a result of their own.
+    `runner` and `weights`, for language models only, choose how answers are decoded (see `llarva.decoding`). In float32
+    every runner says the same; in half precision, where two tokens are nearly as likely, another runner, batch or draft
+    may say the other. Weights in int8 may say something else altogether: their rows are a result of their own.
 
     `simulator`: "tabletop", or "rlbench" where that is installed. `demos`, for RLBench only, is a folder of stored
     demonstrations whose scenes are put back, in their order, instead of scenes drawn from seeds.
@@ -77,8 +79,9 @@ class EvaluationConfig:
     control: str = "none"
     videos: int = 2
     max_steps: int | None = None
-    with_trace: bool = True
+    with_trace: bool | None = None
     threads: int = 1
+    device: str = "auto"
     appearance_seed: int | None = None
     ensemble: float | None = None
     simulator: str = "tabletop"
@@ -122,9 +125,10 @@ class EvaluationConfig:
 
     def identity(self) -> dict[str, Any]:
         """The settings on which the rows depend, as plain values; who plays, and where the results lie, is not one."""
-        free = ("out_dir", "checkpoint", "workers", "executor", "training_rows", "repeats")
+        free = ("out_dir", "checkpoint", "workers", "executor", "device", "training_rows", "repeats")
         found = {name: value for name, value in asdict(self).items()
                  if name not in free and DECODING.get(name) != value}
+        found["with_trace"] = self.with_trace is not False  # None has been called True since before there was a None
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
@@ -192,15 +196,14 @@ def scenes_of(config: EvaluationConfig) -> list[list[Scene]]:
     return batches
 
 # %% ../../nbs/12c_evaluation.scenes.ipynb #0bc8769a
-def check_seeds(config: EvaluationConfig, info: Mapping[str, Any]) -> None:
-    """Raise `EvaluationError` when the evaluation's seeds begin below the end of the checkpoint's training seeds.
-
-    The training seeds are `info["training_seeds"]`, [first, last], where the checkpoint recorded them.
-    """
-    seeds = info.get("training_seeds")
-    if seeds and config.seed <= int(seeds[1]):
-        raise EvaluationError(f"Seeds from {config.seed} on overlap the training seeds {seeds[0]}–{seeds[1]}; "
-                              f"take a seed above {seeds[1]}.")
+def check_seeds(config: EvaluationConfig) -> None:
+    """Raise `EvaluationError` for scenes of the tabletop that are neither test nor validation scenes."""
+    ranges = {"test": TEST_SEEDS, "validation": VALIDATION_SEEDS}
+    last = config.seed + config.episodes - 1
+    if config.simulator == "tabletop" and not any(config.seed in some and last in some for some in ranges.values()):
+        told = ", ".join(f"{some.start} to {some.stop - 1} ({name})" for name, some in ranges.items())
+        raise EvaluationError(f"Scenes {config.seed} to {last} may have been demonstrated, or belong to no one set. Valid "
+                              f"seeds: {told}.")
 
 # %% ../../nbs/12c_evaluation.scenes.ipynb #c781ef00
 Environment = gymnasium.Env[Any, Any]

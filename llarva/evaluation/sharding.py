@@ -22,9 +22,11 @@ from llarva.evaluation.players import (
     MakeEnvironment,
     Played,
     Player,
+    find_device,
     fingerprint,
     load_either,
     make_environment,
+    placed,
 )
 from .rows import EvaluationError
 from .scenes import EvaluationConfig, scenes_of
@@ -118,21 +120,21 @@ class Team:
 Order: TypeAlias = tuple[EvaluationConfig, MakeEnvironment, str, str]  # and the film format and the fingerprint
 
 
-def ready_player(order: Order) -> Player:
-    """A player for an order; raises `EvaluationError` where its checkpoint is not the one that the order is about."""
+def ready_player(order: Order, worker: int = 0) -> Player:
+    """A worker's player for an order; raises `EvaluationError` where its checkpoint is not that of the order."""
     config, make_env, film_format, wanted = order
     checkpoint = load_either(config.checkpoint)
     if fingerprint(checkpoint) != wanted:
         raise EvaluationError(f"{config.checkpoint} is not the checkpoint that this evaluation began with. Workers "
                               "load it from its folder, which must stay as it is.")
-    return Player(config, checkpoint, make_env, film_format)
+    return Player(config, placed(checkpoint, find_device(config.device, worker)), make_env, film_format)
 
 
-def serve(pipe: Connection, order: Order) -> None:
+def serve(pipe: Connection, order: Order, worker: int) -> None:
     """Play what comes through `pipe`, until None does, or the process at its other end has ended."""
     leave_with_parent()
     try:
-        with ready_player(order) as player:
+        with ready_player(order, worker) as player:
             pipe.send(None)
             while (part := pipe.recv()) is not None:
                 pipe.send(player.play(part))
@@ -154,7 +156,7 @@ class Processes:
     def hire(self) -> None:
         """Start one more process."""
         here, there = self.context.Pipe()
-        process = self.context.Process(target=serve, args=(there, self.order), daemon=True)
+        process = self.context.Process(target=serve, args=(there, self.order, self.count), daemon=True)
         process.start()
         there.close()  # so that its end is noticed here
         self.count += 1

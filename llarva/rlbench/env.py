@@ -86,7 +86,10 @@ class RlbenchEnv(gymnasium.Env[Any, Any]):
         self.action_space = action_space(control_mode, speed)
         self.observation_space = observation_space(image_size, lower, upper)
         self.lost, self.begun, self.running = 0, 0, False
-        self.simulator = self._launch()
+        try:
+            self.simulator = self._launch()
+        except RequestFailed:  # once may be chance: a machine that was too busy
+            self.simulator = self._launch()
 
     def _launch(self) -> Simulator:
         simulator = Simulator(self.config)

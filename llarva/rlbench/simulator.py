@@ -15,7 +15,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import llarva
 from ..errors import LlarvaError, unknown_choice
@@ -33,6 +33,9 @@ class RequestFailed(RlbenchError):
     def __init__(self, failure: str, message: str) -> None:
         super().__init__(message)
         self.failure = failure
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        return type(self), (self.failure, str(self))  # whole on its way to another process
 
 
 
