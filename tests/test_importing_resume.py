@@ -29,7 +29,8 @@ from llarva.sources.tf_example import parse_example, serialize_example
 from llarva.sources.tfrecord import scan_records, write_records
 
 sys.path.insert(0, str(Path(__file__).parent))
-from lerobot_sets import CARD, make_episode
+from lerobot_sets import CARD, GOLDEN, make_episode
+from rlds_sets import SETS
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
 
@@ -171,3 +172,19 @@ def test_a_demonstration_with_a_picture_broken_inside(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"front_rgb/2\.png: not a whole PNG"):
         list(RlbenchDemos(tmp_path / "set"))
     assert len(list(RlbenchDemos(tmp_path / "set", skip_bad=True))) == 1
+
+
+def test_another_camera_has_its_own_size_colours_and_turn(tmp_path: Path) -> None:
+    """What the card says of its own camera does not hold for the one that is asked for."""
+    card, wrist = tmp_path / "flat_seven.md", "steps/observation/wrist_image"
+    text = SETS["flat_seven"].card
+    own = re.search(r"camera: \{key: (\S+), image_size: \[12, 16\], calibrated: false", text)
+    assert own is not None and own[1] != wrist
+    card.write_text(text.replace(own[0], own[0].replace("[12, 16]", "[99, 98]") + ", channels: bgr, turn: 90"))
+    folder = GOLDEN / "rlds" / "flat_seven"
+    config = ImportConfig("rlds", str(folder), str(tmp_path / "out"), str(card), camera=wrist)
+    stored = EpisodeStore(run(config).store)[0]
+    record = parse_example(next(iter(scan_records(next(folder.rglob("*.tfrecord*"))))))
+    assert [step.image for step in stored.steps] == list(map(bytes, record[wrist].bytes_list()))
+    with pytest.raises(RecordError, match="the card says 99 × 98"):
+        run(dataclasses.replace(config, camera=own[1], out_dir=str(tmp_path / "own")))

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
-from ..cards import Card, load_card
+from ..cards import CameraView, Card, load_card
 from ..episodes.records import Episode
 from ..episodes.resizing import FITS, resize_episode
 from ..episodes.store import EpisodeWriter
@@ -86,8 +86,8 @@ def open_source(config: ImportConfig, card: Card | None) -> Reader:
                                skip_bad=config.skip_bad)  # fmt: skip
     if card is None:
         raise SourceError("An RLDS data set is read by its data card, and none is given.")
-    if config.camera is not None:
-        card = replace(card, camera=replace(card.camera, key=config.camera))
+    if config.camera not in (None, card.camera.key):  # what the card knows of its own camera does not hold for another
+        card = replace(card, camera=CameraView(str(config.camera), None, None))
     return RldsEpisodes(config.folder, card, split=config.split, control_mode=config.control_mode,
                         skip_bad=config.skip_bad)  # fmt: skip
 

@@ -56,6 +56,14 @@ def card_leaves(features: Mapping[str, Feature]) -> dict[str, Leaf]:
     return leaves
 
 
+def _encoded(text: Any, where: str) -> bytes:
+    """A sentence as bytes; SourceError for half a surrogate pair, and for what is no text at all."""
+    try:
+        return str.encode(text)
+    except (TypeError, UnicodeEncodeError) as error:
+        raise SourceError(f"{where}: {text!r:.60} is not text: {error}.") from error
+
+
 @dataclass
 class EpisodeFields(RecordReader):
     """The fields of one episode: arrays [T, n], sentences as bytes, pictures as encoded bytes."""
@@ -68,11 +76,20 @@ class EpisodeFields(RecordReader):
 
     @cached_property
     def _said(self) -> list[bytes]:
-        numbers = self.table["task_index"].to_pylist()
+        column = self.table["task_index"]
+        if not pa.types.is_integer(column.type):
+            raise SourceError(f"column 'task_index' must hold whole numbers; it holds {column.type}.")
+        numbers = column.to_pylist()
         absent = sorted({number for number in numbers if number not in self.tasks}, key=str)
         if absent:
             raise SourceError(f"task_index {absent[0]} has no sentence in meta/tasks ({len(self.tasks)} there).")
-        return [self.tasks[number].encode() for number in numbers]
+        return [_encoded(self.tasks[number], "meta/tasks") for number in numbers]
+
+    def _sentences(self, path: str) -> list[Any]:
+        try:
+            return list(self.table[path].to_pylist())
+        except UnicodeDecodeError as error:
+            raise SourceError(f"column {path!r} is not UTF-8 text: {error}.") from error
 
     def value(self, path: str) -> Any:
         """What the feature `path` says on every frame."""
@@ -84,7 +101,7 @@ class EpisodeFields(RecordReader):
         if feature.dtype in ("image", "video"):
             return self.pictures
         if feature.dtype == "string":
-            return [(text or "").encode() for text in self.table[path].to_pylist()]
+            return [_encoded(text or "", path) for text in self._sentences(path)]
         return column_array(self.table, feature, self.place.data, self.place.name)
 
 # %% ../../nbs/04e_sources.lerobot.ipynb #58a05f47
@@ -163,7 +180,7 @@ class OwnRecipe:
         """The episode, as it was written."""
         try:
             return [unpack(self.layout, self._head(place), self._arrays(place, table), pictures)]
-        except (TypeError, ValueError, IndexError, AttributeError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise RecordError(place.data, place.name, f"is not as the writer wrote it: {error}.") from error
 
     def trace(self, place: EpisodePlace, table: pa.Table) -> Trace | None:

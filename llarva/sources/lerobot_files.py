@@ -25,6 +25,7 @@ from .opcodes import SourceError
 from .report import RecordError
 
 _MAX_JSON: Final = 64 * 2**20  # bytes
+_MAX_LENGTH: Final = 2**15  # of any dimension of one frame's value
 _NUMBER: Final = re.compile(r"(0?\d{1,2}d)?")
 
 # %% ../../nbs/04e1_sources.lerobot_files.ipynb #dc22cbfd
@@ -83,7 +84,7 @@ def read_features(info: Mapping[str, Any], path: Path) -> dict[str, Feature]:
     features = {}
     for name, entry in found.items():
         shape = entry.get("shape") if isinstance(entry, dict) else None
-        whole = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+        whole = isinstance(shape, list) and all(type(n) is int and 0 <= n <= _MAX_LENGTH for n in shape)
         if shape is None or not whole or not isinstance(entry.get("dtype"), str):
             raise SourceError(f"{path}: feature {name!r} needs 'dtype' and 'shape' (whole numbers), got {entry!r:.80}.")
         more = [entry.get(key) for key in ("info", "video_info")]
@@ -98,7 +99,7 @@ def open_parquet(path: Path, record: str = "") -> pq.ParquetFile:
         return pq.ParquetFile(path)
     except FileNotFoundError as error:
         raise RecordError(path, record, "the file is missing.") from error
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise RecordError(path, record, f"not a whole Parquet file: {error}.") from error
 
 

@@ -59,7 +59,8 @@ def _index_v2(root: Path) -> pa.Table:
     path = root / "meta/episodes.jsonl"
     index, length = [], []
     for entry in read_lines(path):
-        if type(entry.get("episode_index")) is not int or type(entry.get("length")) is not int:
+        numbers = [entry.get("episode_index"), entry.get("length")]
+        if not all(type(number) is int and abs(number) < 2**63 for number in numbers):
             raise SourceError(f"{path}: 'episode_index' and 'length' must be whole numbers; got {entry!r:.80}.")
         index.append(entry["episode_index"])
         length.append(entry["length"])
@@ -77,7 +78,12 @@ def _index_v3(root: Path, videos: list[str], extra: tuple[str, ...]) -> pa.Table
     columns = ["episode_index", "length", *_ROWS, *(f"videos/{key}/{part}" for key in videos for part in _SPAN), *extra]
     table = pa.concat_tables([read_columns(path, columns, extra) for path in paths], promote_options="default")
     for name in columns:
-        if name not in extra and table[name].null_count:
+        if name in extra:
+            continue
+        kind, times = table[name].type, name.endswith("_timestamp")
+        if not (pa.types.is_integer(kind) or (times and pa.types.is_floating(kind))):
+            raise SourceError(f"{root / 'meta/episodes'}: column {name!r} must hold numbers; it holds {kind}.")
+        if table[name].null_count:
             raise SourceError(f"{root / 'meta/episodes'}: column {name!r} has {table[name].null_count} empty cells.")
     return table
 
@@ -115,9 +121,13 @@ class LerobotFolder:
             raise SourceError(f"{self.info_path}: {unknown_choice('LeRobot version', self.version, VERSIONS)}")
         self.features = read_features(self.info, self.info_path)
         fps = self.info.get("fps")
-        if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not fps > 0:
-            raise SourceError(f"{self.info_path}: 'fps' must be a positive number, got {fps!r}.")
+        if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < 1e6:
+            raise SourceError(f"{self.info_path}: 'fps' must be a positive number, got {fps!r:.60}.")
         self.fps = float(fps)
+        self._chunk = self.info.get("chunks_size", 1000)
+        if type(self._chunk) is not int or self._chunk < 1:
+            reason = f"'chunks_size' must be a positive whole number, got {self._chunk!r:.60}"
+            raise SourceError(f"{self.info_path}: {reason}.")
         self.tasks = _read_tasks(self.root, self.version)
         self.videos = [name for name, feature in self.features.items() if feature.dtype == "video"]
         self.index = self._read_index(extra)
@@ -155,8 +165,7 @@ class LerobotFolder:
             raise IndexError(f"{self.root}: episode {index} of {len(self)}.")
         row = self.index.slice(index, 1).to_pylist()[0]
         if self.version.startswith("v2"):
-            chunk = index // int(self.info.get("chunks_size", 1000))
-            numbers: dict[str, int | str] = {"episode_chunk": chunk, "episode_index": index}
+            numbers: dict[str, int | str] = {"episode_chunk": index // self._chunk, "episode_index": index}
             data = fill_template(self.info.get("data_path"), numbers, self.info_path)
             spans = {key: VideoSpan(self._video(numbers, key), 0.0, None) for key in self.videos}
             return EpisodePlace(index, row["length"], self.root / data, 0, spans)
@@ -210,6 +219,11 @@ class LerobotFolder:
         return self._group[1]
 
     def _check(self, place: EpisodePlace, table: pa.Table) -> None:
+        for name, right in (("episode_index", pa.types.is_integer), ("frame_index", pa.types.is_integer),
+                            ("timestamp", pa.types.is_floating)):  # fmt: skip
+            if not right(table[name].type):
+                reason = f"column {name!r} must hold numbers; it holds {table[name].type}."
+                raise RecordError(place.data, place.name, reason)
         number, frame = table["episode_index"].to_numpy(), table["frame_index"].to_numpy()
         if not (number == place.index).all():
             found = ", ".join(map(str, np.unique(number)[:3]))

@@ -6,6 +6,7 @@
 __all__ = ['pick_camera', 'stored_pictures', 'FilmReader']
 
 # %% ../../nbs/04e4_sources.lerobot_pictures.ipynb #1d1d6d55
+import contextlib
 import os
 from pathlib import Path
 
@@ -37,8 +38,8 @@ def stored_pictures(table: pa.Table, camera: Feature, place: EpisodePlace, root:
         where = f"frame {t}: column {camera.name!r}"
         data, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
         if data is None and isinstance(name, str) and not os.path.isabs(name) and ".." not in Path(name).parts:
-            file = root / name
-            data = file.read_bytes() if file.is_file() else None
+            with contextlib.suppress(OSError, ValueError):  # no file, or no name of one
+                data = (root / name).read_bytes()
         if not data:
             raise RecordError(place.data, place.name, f"{where} holds no picture.")
         try:

@@ -206,7 +206,16 @@ def entry_turns(value: Any) -> Turns:
     for name, text in fields.items():
         if not isinstance(text, str):
             raise Unreadable(f"{name} is missing or no text")
+        if not _encodable(text):
+            raise Unreadable(f"{name} holds half a surrogate pair, which is no text")
     return Turns(fields["id"], fields["image"], fields["human"], fields["gpt"])
+
+
+def _encodable(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _conversation(turns: Any) -> dict[str, Any]:

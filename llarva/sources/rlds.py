@@ -32,6 +32,7 @@ from llarva.sources.rlds_fields import (
     read_pictures,
     read_rotation,
 )
+from .tf_example import ExampleError
 from .tfds_features import Leaf
 from .tfds_folder import Shard, open_tfds, scan_shard
 
@@ -56,6 +57,20 @@ def _check_part(features: Mapping[str, Leaf], part: Part, name: str) -> None:
             raise SourceError(f"{name} wants {wanted} numbers of {part.field!r}, which has {held}")
 
 
+def _check_camera(features: Mapping[str, Leaf], key: str) -> None:
+    view = find_leaf(features, key)
+    if view.problem or (view.kind != "image" and (view.dtype, len(view.shape)) != ("uint8", 3)):
+        raise SourceError(f"camera.key {key!r} is not a picture but {view.problem or view.kind}")
+    if len(view.lengths) != 1:
+        raise SourceError(f"camera.key {key!r} has not one picture for every step")
+
+
+def _check_success(features: Mapping[str, Leaf], path: str | None) -> None:
+    leaf = None if path is None else find_leaf(features, path)
+    if leaf is not None and (leaf.problem or leaf.kind != "tensor" or leaf.dtype == "string"):
+        raise SourceError(f"fields.success {path!r} is not a number but {leaf.problem or leaf.kind}")
+
+
 def check_card(card: Card, features: Mapping[str, Leaf], name: str, where: Path) -> None:
     """Raise `SourceError` unless every field that the card names is among a data set's `features` and fits it.
 
@@ -74,11 +89,10 @@ def check_card(card: Card, features: Mapping[str, Leaf], name: str, where: Path)
             _check_part(features, part, key)
         if card.camera.key == UNVERIFIED or UNVERIFIED in card.language.fields:
             raise SourceError("camera.key and language must be known to read the data set; one is unverified")
-        view = find_leaf(features, card.camera.key)
-        if view.problem or (view.kind != "image" and (view.dtype, len(view.shape)) != ("uint8", 3)):
-            raise SourceError(f"camera.key {card.camera.key!r} is not a picture but {view.problem or view.kind}")
-        for path in (*card.language.fields, *([fields.success] if fields.success else [])):
+        _check_camera(features, card.camera.key)
+        for path in card.language.fields:
             find_leaf(features, path)
+        _check_success(features, fields.success)
     except SourceError as error:
         raise SourceError(f"{where}: card {card.name!r} does not fit: {error}") from error
 
@@ -129,7 +143,15 @@ def _arrays(reader: RecordReader, card: Card, mode: str) -> _Arrays:
 
 # %% ../../nbs/04d1_sources.rlds.ipynb #8eeef2bb
 def _success(reader: RecordReader, path: str | None) -> bool | None:
-    return None if path is None else bool(np.asarray(reader.value(path)).reshape(-1)[-1] > 0.5)
+    if path is None:
+        return None
+    try:
+        values = np.asarray(reader.value(path)).reshape(-1)
+    except ValueError as error:
+        raise ExampleError(f"feature {path!r} has a different number of values at each step") from error
+    if not values.size or values.dtype.kind not in "fiub":
+        raise ExampleError(f"feature {path!r} must tell success by a number, it holds {values.size} of {values.dtype}")
+    return bool(values[-1] > 0.5)
 
 
 def _episode(

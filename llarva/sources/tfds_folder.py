@@ -82,16 +82,19 @@ def _split(folder: Path, entry: Any, name: str, file_format: str) -> tuple[str, 
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise SourceError(f"a split must be an object with a name, it is {str(entry)[:60]!r}")
     split, lengths = entry["name"], entry.get("shardLengths", [])
+    wanted = f"split {split!r}: shardLengths must list the records of every shard, got {str(lengths)[:60]}"
+    if not isinstance(lengths, list):
+        raise SourceError(wanted)
     try:
-        counts = [int(length) for length in lengths]
-    except (TypeError, ValueError) as error:
-        raise SourceError(f"split {split!r}: shardLengths must list numbers, got {str(lengths)[:60]}") from error
-    if any(count < 0 for count in counts) or (not counts and int(entry.get("numShards", 0))):
-        raise SourceError(
-            f"split {split!r}: shardLengths must list the records of every shard, got {str(lengths)[:60]}"
-        )
+        counts, shards = [int(length) for length in lengths], int(entry.get("numShards", 0))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SourceError(f"split {split!r}: shardLengths must list numbers, numShards be one: {error}") from error
+    if any(count < 0 for count in counts) or (not counts and shards):
+        raise SourceError(wanted)
     values = {"DATASET": name, "SPLIT": split, "FILEFORMAT": file_format}
     template = entry.get("filepathTemplate") or _TEMPLATE
+    if not isinstance(template, str):
+        raise SourceError(f"split {split!r}: filepathTemplate must be text, got {str(template)[:60]}")
     names = [_shard_name(template, values, i, len(counts)) for i in range(len(counts))]
     return split, tuple(Shard(folder / file, count) for file, count in zip(names, counts, strict=True))
 
@@ -110,7 +113,10 @@ def open_tfds(folder: str | Path) -> TfdsFolder:
         form = info.get("fileFormat") or "tfrecord"
         if form not in FILE_FORMATS:
             raise SourceError(unknown_choice("fileFormat", form, FILE_FORMATS))
-        splits = dict(_split(path, entry, info["name"], form) for entry in info.get("splits") or [])
+        entries = info.get("splits") or []
+        if not isinstance(entries, list):
+            raise SourceError(f"'splits' must be a list, it is {str(entries)[:60]!r}")
+        splits = dict(_split(path, entry, info["name"], form) for entry in entries)
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{file}: cannot be read as JSON: {error}.") from error
     except SourceError as error:
