@@ -29,7 +29,7 @@ from llarva.sources.tf_example import parse_example, serialize_example
 from llarva.sources.tfrecord import scan_records, write_records
 
 sys.path.insert(0, str(Path(__file__).parent))
-from lerobot_sets import CARD, GOLDEN, make_episode
+from lerobot_sets import CARD, GOLDEN, WRIST, card_of, make_episode
 from rlds_sets import SETS
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
@@ -188,3 +188,17 @@ def test_another_camera_has_its_own_size_colours_and_turn(tmp_path: Path) -> Non
     assert [step.image for step in stored.steps] == list(map(bytes, record[wrist].bytes_list()))
     with pytest.raises(RecordError, match="the card says 99 × 98"):
         run(dataclasses.replace(config, camera=own[1], out_dir=str(tmp_path / "own")))
+
+
+def test_ids_say_of_which_data_set_they_are(tmp_path: Path) -> None:
+    """Stores of two data sets hold no id twice, so that rows can be built of both."""
+    found = []
+    for name in ("pots", "pans"):
+        made = dataclasses.replace(make_episode(0, 5), dataset=name, control_mode="joint_velocity")
+        write_rlds(tmp_path / name, [made], name)
+        found += EpisodeStore(run(dataclasses.replace(configure(tmp_path / name, tmp_path / f"out-{name}"),
+                                                      folder=str(tmp_path / name / name),
+                                                      card=str(tmp_path / name / f"{name}.md"))).store).ids  # fmt: skip
+    assert found == ["pots/train-00000-00000", "pans/train-00000-00000"]
+    tiny = LerobotEpisodes(GOLDEN / "lerobot_v21", card_of(tmp_path), camera=WRIST)
+    assert [episode.episode_id for episode in tiny] == [f"tiny/episode-00000{k}" for k in range(3)]

@@ -161,7 +161,7 @@ def test_flat_seven(tmp_path):
     read = episodes_of("flat_seven", tmp_path)
     episodes = list(read)
     assert read.records == len(episodes) == EPISODES and len(read.report) == 0
-    assert [e.episode_id for e in episodes] == ["train-00000-00000", "train-00000-00001"]
+    assert [e.episode_id for e in episodes] == [f"flat_seven/train-00000-0000{k}" for k in range(2)]
     for episode in episodes:
         steps = source("flat_seven", episode)
         raw = stack(steps, "action")[:-1]

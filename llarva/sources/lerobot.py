@@ -148,7 +148,7 @@ class CardRecipe:
         reader = EpisodeFields(card_leaves(self.folder.features), b"", notes, sound=True)  # decoded when they were read
         reader.table, reader.place, reader.pictures = table, place, pictures
         reader.features, reader.tasks = self.folder.features, self.folder.tasks
-        return read_record(reader, self.card, self.mode, f"episode-{place.index:06d}")
+        return read_record(reader, self.card, self.mode, f"{self.card.name}/episode-{place.index:06d}")
 
 # %% ../../nbs/04e_sources.lerobot.ipynb #72b3a461
 class OwnRecipe:

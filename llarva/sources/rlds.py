@@ -258,8 +258,9 @@ class RldsEpisodes:
         if isinstance(record, RecordError):
             raise record
         reader = RecordReader(self.folder.features, record)
+        name = f"{self.card.name}/{self.split}-{index:05d}-{number:05d}"
         try:
-            episodes = read_record(reader, self.card, self.control_mode, f"{self.split}-{index:05d}-{number:05d}")
+            episodes = read_record(reader, self.card, self.control_mode, name)
         except RecordError:
             raise
         except (SourceError, EpisodeError) as error:
