@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from detector_samples import save_cups_and_grippers
 
 from llarva.metrics import RunError, read_metrics
 from llarva.runs import run_notebook
+from llarva.traces.audit_table import AuditTable
+from llarva.traces.detection_model import load_detector
 
 SMALL = {"steps": 2, "batch_size": 4, "width": 32, "vision_layers": 1, "text_layers": 1}
 
@@ -46,6 +49,38 @@ def test_demos_of_several_tasks(tmp_path: Path) -> None:
     assert metrics["episodes_per_second"] > 0 and metrics["failed_attempts"] >= 0
     with pytest.raises(RunError, match="frames_of"):
         run_notebook("demos", tmp_path, {**wanted, "frames_per_episode": 1})
+
+
+def test_detectors_are_audited_and_label(chain: Path, tmp_path: Path) -> None:
+    """A detector of several classes: its traces are audited beside the projection, shown, and made rows of."""
+    store, base = str(chain / "demos" / "episodes"), save_cups_and_grippers(tmp_path / "base")
+    chosen = {"detector": str(base), "detector_label": "gripper"}
+    run_notebook("audit", tmp_path / "audit", {"episodes": store, **chosen})
+    audit = AuditTable(tmp_path / "audit" / "audit")
+    assert audit.info["traces"] == read_metrics(tmp_path / "audit")["parameters"]["traces"] == f"detector {base}, gripper"
+    assert {row["trace_source"] for row in audit.episodes()} == {"detection"}
+    assert audit.counts()["coverage"] == (2, 2), "random weights find no hand in most pictures"
+    run_notebook("label", tmp_path / "label", {"episodes": [store], **chosen})
+    assert read_metrics(tmp_path / "label")["metrics"]["untraced"] > 0
+    with pytest.raises(RunError, match="cup, gripper"):
+        run_notebook("label", tmp_path / "none", {"episodes": [store], "detector": str(base)})
+
+
+def test_detector_looks_at_its_stores_and_its_base_first(chain: Path, tmp_path: Path) -> None:
+    for wrong, said in (({"episodes": ["nowhere"]}, "nowhere"), ({"base": "nobase"}, "nobase")):
+        with pytest.raises(RunError, match=said):
+            run_notebook("detector", tmp_path, {"pictures_dir": str(tmp_path / "pictures"), **wrong})
+        assert not (tmp_path / "pictures").exists(), "nothing was drawn before"
+
+
+def test_a_class_of_several_is_trained_and_judged(tmp_path: Path) -> None:
+    base = save_cups_and_grippers(tmp_path / "base")
+    few = {"pictures_per_robot": 1, "judged_per_robot": 1, "judged_unseen": 2, "image_size": 64}
+    few |= {"steps": 1, "batch_size": 2, "pictures_dir": str(tmp_path / "pictures")}
+    few |= {"base": str(base), "base_label": "gripper"}
+    run_notebook("detector", tmp_path / "out", few)
+    assert read_metrics(tmp_path / "out")["metrics"]["unseen_robot"]["pictures"] == 2
+    assert load_detector(tmp_path / "out" / "checkpoint").labels == load_detector(base, "gripper").labels
 
 
 def test_train_continues_only_its_own_run(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:

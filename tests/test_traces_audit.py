@@ -275,7 +275,7 @@ def test_an_interrupted_audit_continues(spoiled: EpisodeStore, tmp_path: Path) -
     def failing(episode: Episode) -> Trace | None:
         if episode.episode_id == spoiled.ids[6]:
             raise KeyboardInterrupt
-        return None
+        return project_episode(episode)
 
     failing.__qualname__ = "projection"
     with pytest.raises(KeyboardInterrupt):

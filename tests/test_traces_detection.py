@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detector_samples import SMALL, square_picture
+from detector_samples import SMALL, save_cups_and_grippers, square_picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,20 +91,6 @@ def test_folders_without_a_detector_are_refused(tmp_path: Path) -> None:
         load_detector(tmp_path)
 
 
-def save_cups_and_grippers(folder: Path) -> Path:
-    """A detector of another family with two classes."""
-    from transformers import DetrImageProcessorPil, YolosConfig, YolosForObjectDetection
-
-    config = YolosConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                         image_size=[64, 64], patch_size=16, num_detection_tokens=5,
-                         id2label={0: "cup", 1: "gripper"}, label2id={"cup": 0, "gripper": 1})  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        YolosForObjectDetection(config).save_pretrained(folder)
-    DetrImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
-    return folder
-
-
 def test_any_detector_of_transformers_loads_and_names_its_class(tmp_path: Path) -> None:
     save_cups_and_grippers(tmp_path)
     with pytest.raises(DetectionError, match="cup.*gripper"):
@@ -169,6 +155,7 @@ def test_one_of_several_classes_is_fine_tuned(squares: Path, tmp_path: Path) -> 
     before, after = chances(base), chances(train_detector(replace(config, base_label="gripper")).checkpoint)
     gained = {label: after[label] / before[label] for label in before}
     assert gained["gripper"] > 1.01 and gained["cup"] < 1, gained
+    assert load_detector(tmp_path / "out" / "checkpoint").labels == load_detector(base, "gripper").labels
 
 
 @settings(max_examples=30, deadline=None)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from llarva.episodes.records import Episode, Step, encode_image
 from llarva.errors import LlarvaError
 from llarva.instructions.rows import step_traces
-from llarva.traces.audit import audit_trace
+from llarva.traces.audit import audit_trace, look
+from llarva.traces.audit_findings import view_of
 from llarva.traces.detection import ASSUMED_RATE, EpisodeTracer, compare_with_projection, detect_episodes, step_times
 from llarva.traces.detection_data import DetectionError
 from llarva.traces.detection_model import Detections, Detector, make_detector
@@ -340,3 +341,12 @@ def test_a_hand_that_was_lost_for_long_is_reported() -> None:
     assert trace is not None
     (found,) = audit_trace(lost, trace)
     assert (found.check, found.steps, found.measured) == ("coverage", (60, 89), pytest.approx(1.5))
+
+
+def test_a_detector_that_finds_nothing_is_not_mistaken_for_a_projection() -> None:
+    episode = square_episode(4)
+    view = view_of(episode, lambda _: None)
+    found, _ = look(view)
+    assert view.trace is not None and view.trace.source == "detection" and view.reference is not None
+    assert [(one.check, one.severity) for one in found if one.check == "coverage"] == [("coverage", 1.0)]
+    assert view_of(episode, None).trace.source == "projection"  # type: ignore[union-attr]

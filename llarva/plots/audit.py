@@ -20,7 +20,7 @@ from ..episodes.store import EpisodeStore
 from ..evaluation.report import Section, gallery, paragraph, picture, table, tiles, write_report
 from .episodes import FRAME, INK, TIME_SCALE, kept_frames, open_image
 from ..traces.audit import CHECKS
-from ..traces.audit_findings import Finding, make_view
+from ..traces.audit_findings import Finding, view_of
 from ..traces.audit_table import AuditTable, Traces
 from ..traces.decisions import read_decisions
 from ..traces.projection import Trace
@@ -169,7 +169,7 @@ def _gallery(check: str, worst: Sequence[Finding], found: Mapping[str, Episode],
         if episode is None or all(step.image is None for step in episode.steps):
             texts.append(paragraph(caption if one.episode_id else f"{one.severity:.2f} · {one.message}"))
             continue
-        trace = make_view(episode, None if traces is None else traces(episode)).trace
+        trace = view_of(episode, traces).trace
         figures.append(picture(finding_picture(episode, trace, one), caption))
     return Section(f"Worst first: {check}", (*texts, gallery(figures)) if figures else tuple(texts), wide=True)
 

@@ -25,7 +25,7 @@ from ..episodes.shards import give_name, write_atomically
 from ..episodes.store import EpisodeStore
 from ..episodes.stretches import Stretches
 from .audit import CHECKS, episode_stats, look
-from .audit_findings import AuditError, AuditLimits, Finding, make_view
+from .audit_findings import AuditError, AuditLimits, Finding, view_of
 from .audit_subsets import DATASET_CHECKS, DATASETS, Subsets, audit_subsets
 from .projection import Trace
 from ..workers import share
@@ -125,7 +125,7 @@ class AuditJob:
         """Write part `number`; raises what its episodes raise when they are read."""
         rows, found = list[dict[str, Any]](), list[dict[str, Any]]()
         for episode in self.episodes.read(number):
-            view = make_view(episode, None if self.traces is None else self.traces(episode), self.card)
+            view = view_of(episode, self.traces, self.card)
             findings, skipped = look(view, self.limits)
             rows.append(episode_stats(view, findings, skipped))
             found.extend(map(_finding_row, findings))
@@ -148,14 +148,16 @@ def audit_store(
 ) -> "AuditTable":
     """Audit every episode of a store into the folder `out`, or finish doing so; returns the tables.
 
-    `traces` gives the trace of an episode, by default its projection. Memory does not grow with the store. `workers`
+    `traces` gives the trace of an episode (None: nothing was found), by default its projection; its `name` goes into
+    the record, so that an audit of other traces needs another folder. Memory does not grow with the store. `workers`
     and `executor` (see `llarva.workers.share`) change nothing but the time. Raises `AuditError` where `out` holds
     another audit, and what the store raises for episodes that do not read.
     """
     folder, limits = Path(out), limits or AuditLimits()
     if episodes_per_part < 1:
         raise AuditError(f"episodes_per_part must be at least 1, got {episodes_per_part}.")
-    maker = "projection" if traces is None else getattr(traces, "__qualname__", type(traces).__qualname__)
+    name = getattr(traces, "name", getattr(traces, "__qualname__", type(traces).__qualname__))
+    maker = "projection" if traces is None else str(name)
     wanted = {
         "version": VERSION, "kind": "audit", "store": store.fingerprint(), "limits": limits.to_json(),
         "card": None if card is None else card.name, "traces": maker, "episodes_per_part": episodes_per_part,

@@ -110,16 +110,22 @@ def detect_episodes(
 # %% ../../nbs/05c6_traces.detection.ipynb #7d97dfd5
 @dataclass(frozen=True)
 class EpisodeTracer:
-    """A source of traces: call it with an episode. `audit_store(store, out, traces=EpisodeTracer(...))` audits them."""
+    """A source of traces: call it with an episode. `audit_store(store, out, traces=EpisodeTracer(...))` audits them.
+
+    `name` says which detector it is, for the record.
+    """
 
     detector: Detector
     threshold: float = 0.3
     model: TrackModel = field(default_factory=TrackModel)
+    name: str = "detector"
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path | None = None, label: str | None = None) -> "EpisodeTracer":
-        """The tracer of a checkpoint folder (see `load_detector`); None is the shipped detector."""
-        return cls(load_detector(folder, label))
+        """The tracer of a checkpoint folder (see `load_detector`); None or "shipped" is the shipped detector."""
+        folder = None if folder == "shipped" else folder
+        name = f"detector {folder or 'shipped'}" + (f", {label}" if label else "")
+        return cls(load_detector(folder, label), name=name)
 
     def __call__(self, episode: Episode) -> Trace | None:
         """The trace of an episode, one point per step; None where nothing was found."""

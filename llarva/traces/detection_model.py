@@ -134,7 +134,13 @@ class Detector:
         return Detections(boxes[order].clip(0, [width, height, width, height]).astype(np.float32), scores[order])
 
     def save(self, folder: str | Path) -> None:
-        """Write the checkpoint folder: safetensors, configuration, image processor."""
+        """Write the checkpoint folder: safetensors, configuration, image processor.
+
+        Which of several classes means an end effector is written down too, so that nobody has to say it again.
+        """
+        names = {str(self.model.config.id2label[index]) for index in self.labels}
+        if len(names) == 1:
+            self.model.config.end_effector_label = names.pop()
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
@@ -157,8 +163,9 @@ def _chosen(names: dict[int, str], label: str | None, folder: Path) -> frozenset
 def load_detector(folder: str | Path | None = None, label: str | None = None, device: str = "cpu") -> Detector:
     """Any transformers object-detection checkpoint in a local folder; None is the shipped one.
 
-    `label` names the class that means an end effector, for networks of several. Weights are read from safetensors only
-    and no code of the folder is executed. Raises `DetectionError` for a folder that holds no such checkpoint.
+    `label` names the class that means an end effector, for networks of several that do not say so themselves. Weights
+    are read from safetensors only and no code of the folder is executed. Raises `DetectionError` for a folder that
+    holds no such checkpoint.
     """
     path = shipped_detector() if folder is None else Path(folder)
     if not (path / "config.json").is_file():
@@ -172,4 +179,5 @@ def load_detector(folder: str | Path | None = None, label: str | None = None, de
     if not hasattr(processor, "post_process_object_detection"):
         raise DetectionError(f"{path}: its {type(processor).__name__} cannot turn outputs into boxes.")
     names = {int(index): str(name) for index, name in model.config.id2label.items()}
-    return Detector(model.eval().to(device), processor, _chosen(names, label, path))
+    known = label or getattr(model.config, "end_effector_label", None)
+    return Detector(model.eval().to(device), processor, _chosen(names, known, path))

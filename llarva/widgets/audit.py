@@ -18,7 +18,7 @@ from ..episodes.records import Episode
 from ..episodes.store import EpisodeStore
 from ..errors import LlarvaError
 from ..plots.episodes import kept_frames
-from ..traces.audit_findings import Finding, make_view
+from ..traces.audit_findings import Finding, view_of
 from ..traces.audit_table import AuditTable, Traces
 from ..traces.decisions import Decision, decide, read_decisions
 from ..traces.projection import Trace
@@ -51,7 +51,7 @@ def review_list(
 # %% ../../nbs/13c_widgets.audit.ipynb #84caaaa3
 def audit_scene(episode: Episode, traces: Traces | None = None) -> Scene:
     """The episode with the trace that was audited, as the explorer's figures want it; PlotError without images."""
-    trace = make_view(episode, None if traces is None else traces(episode)).trace
+    trace = view_of(episode, traces).trace
     count = len(episode.steps)
     points, seen = np.full((count, 2), np.nan, np.float32), np.zeros(count, bool)
     problem = "This episode has no trace." if trace is None else ""
