@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from llarva.training.loop import free_port
+from llarva.training.launch import free_port
 
 
 def fork_each(count: int, work: Callable[[int], None]) -> list[int]:

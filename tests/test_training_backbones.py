@@ -132,6 +132,15 @@ def test_small_steps_of_a_bfloat16_base_are_kept(
     assert {tensor.dtype for tensor in load_checkpoint(result.checkpoint).model.parameters()} == {torch.bfloat16}
 
 
+def test_features_of_a_frozen_tower_change_no_loss(rows: Path, tmp_path: Path) -> None:
+    config = replace(configure(rows, tmp_path / "plain", base("llava", tmp_path)), lora=WITH_PROJECTOR)
+    plain, kept = train(config), train(replace(config, out_dir=str(tmp_path / "kept"), cache_features=True))
+    assert [row["loss"] for row in kept.log] == pytest.approx([row["loss"] for row in plain.log], abs=2e-5)
+    other = replace(config, base=str(base("qwen-vl", tmp_path / "other")), out_dir=str(tmp_path / "refused"))
+    with pytest.raises(TrainingError, match="cache_features is for LLaVA"):
+        train(replace(other, cache_features=True))
+
+
 def test_what_only_a_tiny_model_learns_is_refused(rows: Path, tmp_path: Path) -> None:
     config = replace(configure(rows, tmp_path / "out", base("llava", tmp_path)), weights=LossWeights(dense=1.0))
     with pytest.raises(TrainingError, match="LlavaForConditionalGeneration set weights.dense = 0"):

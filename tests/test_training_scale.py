@@ -24,14 +24,18 @@ from test_training import SMALL, configure, rows, trained  # noqa: F401
 from torch.nn import functional as F
 
 from llarva.models.adapters import LoraSettings
-from llarva.models.checkpoints import load_checkpoint
-from llarva.models.text import IMAGE, PROMPT, TEXT, special_ids
+from llarva.models.checkpoints import Checkpoint, load_checkpoint
+from llarva.models.text import IMAGE, PROMPT, TEXT, pixel_values, special_ids
 from llarva.models.tiny import make_tiny
 from llarva.runs import check_parameters, find_notebook, notebook_parameters
+from llarva.training import kept_rows
 from llarva.training.batches import BatchMaker, RowSampler, Sampling, TrainingError, open_rows
 from llarva.training.config import TrainConfig
+from llarva.training.features import FeatureStore, compute_features
+from llarva.training.kept_rows import keep_rows
+from llarva.training.launch import PATIENCE, free_port
 from llarva.training.layout import Batch, Row, arrange, attention_mask, fill_bins, grid, pack, with_layout
-from llarva.training.loop import StepBatches, free_port, pass_shares, run_share, train
+from llarva.training.loop import StepBatches, pass_shares, run_share, train
 from llarva.training.losses import PARTS, LossWeights, answer_losses
 from llarva.training.module import TrainingModule, object_names, set_speed
 from llarva.training.origins import ORIGINS, checkpoint_fingerprint
@@ -215,6 +219,31 @@ def test_frozen_features_are_computed_once(rows: Path, trained: Path, tmp_path: 
     assert files and before == [file.stat().st_mtime_ns for file in files]
 
 
+def test_processes_compute_their_own_features_while_others_write(
+    bench: Bench, trained: Path, tmp_path: Path  # noqa: F811
+) -> None:
+    store, model = FeatureStore(tmp_path, len(bench.maker.rows), chunk=2), load_checkpoint(trained).model
+    count = len(store.missing())
+    shares = [compute_features(store, model, bench.maker.rows, lambda images: pixel_values(
+        images, bench.checkpoint.processor), (rank, 2)) for rank in range(2)]  # fmt: skip
+    assert count > 3 and shares == [-(-count // 2), count // 2] and store.missing() == []
+
+
+def test_rows_are_kept_where_training_ran(
+    rows: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    asked = []
+
+    def look(checkpoint: Checkpoint, image: np.ndarray, ids: list[int], count: int) -> torch.Tensor:
+        asked.append(str(checkpoint.model.device))
+        return torch.zeros(count, 2)
+
+    monkeypatch.setattr(kept_rows, "plain_logits", look)
+    shutil.copytree(trained, tmp_path / "it")
+    keep_rows(tmp_path / "it", open_rows([rows], tmp_path), device="meta")
+    assert set(asked) == {"meta"}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -331,6 +360,8 @@ def test_more_or_fewer_processes_go_on(rows: Path, tmp_path: Path) -> None:  # n
     def train_share(rank: int) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)  # the parent's, of one process
         run_share(rank, both, port)
+        # the others wait while one process converts rows or writes the result, which may take longer than ten minutes
+        assert torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout == PATIENCE
 
     assert fork_each(2, train_share) == [0, 0]
     shared = [json.loads(line) for line in log.read_text().splitlines()]

@@ -19,8 +19,11 @@ from test_training import configure, rows  # noqa: F401
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+import llarva.training.launch as launch
 import llarva.training.loop as loop
+from llarva.models.adapters import LoraSettings
 from llarva.training.config import TrainConfig
+from llarva.training.losses import LossWeights
 from llarva.training.state import load_state, newest_state, save_state
 
 LAUNCH = Path(__file__).parent.parent / "nbs" / "runs" / "launch"
@@ -54,18 +57,20 @@ def on_cpu(kind: str):
 
 def shared(kind: str, config: TrainConfig) -> None:
     """Train in processes that share the weights out."""
-    plain, port = loop.one_step, loop.free_port()
+    plain, port = loop.one_step, launch.free_port()
 
     def step(config: TrainConfig, accelerator: Accelerator, module: nn.Module, *others):
         parameters = [p for p in module.parameters() if p.requires_grad]
         spread = [hasattr(p, "device_mesh") or hasattr(p, "ds_id") for p in parameters]
         assert accelerator.num_processes == 2 and all(spread)
+        angles = [buffer.dtype for name, buffer in module.named_buffers() if name.endswith("inv_freq")]
+        assert set(angles) == {torch.float32}
         return plain(config, accelerator, module, *others)
 
     def train_share(rank: int) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         os.environ.update(environment(kind))
-        loop.Accelerator, loop.one_step = on_cpu(kind), step
+        launch.Accelerator, loop.one_step = on_cpu(kind), step
         loop.run_share(rank, config, port)
 
     assert fork_each(config.processes, train_share) == [0] * config.processes
@@ -92,6 +97,41 @@ def test_shared_weights_train_as_one_process(rows: Path, tmp_path: Path, kind: s
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
     loop.train(replace(both, out_dir=str(tmp_path / "alone"), processes=1))
     assert losses(tmp_path / "alone") == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
+
+
+# one process and FSDP round the same numbers; ZeRO also adds up in bfloat16, whose numbers are 1/128 apart
+ROUNDING = {"fsdp": 5e-5, "zero3": 2e-3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp", "zero3"])
+def test_bfloat16_differs_by_its_rounding_only(rows: Path, tmp_path: Path, kind: str) -> None:  # noqa: F811
+    if kind == "zero3":
+        pytest.importorskip("deepspeed")
+    straight = configure(rows, tmp_path / "one", steps=6, precision="bf16")
+    loop.train(straight)
+    shared(kind, replace(straight, out_dir=str(tmp_path / "both"), processes=2))
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=ROUNDING[kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fsdp", "zero3"])
+def test_features_of_shared_weights_are_those_of_one_process(
+    rows: Path, tmp_path: Path, kind: str  # noqa: F811
+) -> None:
+    if kind == "zero3":
+        pytest.importorskip("deepspeed")
+    base = loop.train(configure(rows, tmp_path / "base", steps=1)).checkpoint
+    straight = configure(
+        rows, tmp_path / "one", steps=4, base=str(base), lora=LoraSettings(2, 4, 0.0), cache_features=True,
+        weights=LossWeights(dense=0.0),
+    )  # fmt: skip
+    loop.train(straight)
+    shared(kind, replace(straight, out_dir=str(tmp_path / "both"), processes=2))
+    names = [{path.relative_to(tmp_path / out) for path in (tmp_path / out / "cache").rglob("features-*.safetensors")}
+             for out in ("one", "both")]  # fmt: skip
+    assert names[0] == names[1] != set()
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
 
 
 def small_net() -> tuple[torch.nn.Module, torch.optim.Optimizer]:

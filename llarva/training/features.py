@@ -21,10 +21,11 @@ from transformers import LlavaForConditionalGeneration
 
 from ..episodes.records import decode_image
 from ..errors import LlarvaError
+from ..models.text import Pixels, image_inputs
 
 # %% ../../nbs/08a1_training.features.ipynb #10b318d6
-def projector_input(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """What the projector is given for `pixels` [B, 3, H, W]: the tower's features [B, patches, width]."""
+def projector_input(model: LlavaForConditionalGeneration, pixels: Pixels) -> Tensor:
+    """What the projector is given for the `pixels` of B images: the tower's features [B, patches, width]."""
     seen = list[Tensor]()
 
     def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -32,7 +33,7 @@ def projector_input(model: LlavaForConditionalGeneration, pixels: Tensor) -> Ten
 
     handle = model.model.multi_modal_projector.register_forward_pre_hook(look)
     try:
-        model.get_image_features(pixels, return_dict=True)
+        model.get_image_features(**image_inputs(pixels), return_dict=True)
     finally:
         handle.remove()
     return seen[0].detach()
@@ -86,7 +87,7 @@ def compute_features(
     store: FeatureStore,
     model: LlavaForConditionalGeneration,
     rows: datasets.Dataset,
-    pixels: Callable[[np.ndarray], Tensor],
+    pixels: Callable[[np.ndarray], Pixels],
     share: tuple[int, int] = (0, 1),
     batch: int = 32,
 ) -> int:
@@ -94,8 +95,9 @@ def compute_features(
 
     `pixels` turns uint8 images [B, H, W, 3] into the tower's input.
     """
-    mine = store.missing()[share[0] :: share[1]]
-    device = next(model.parameters()).device
+    # by number: which files are missing changes while the other processes write theirs
+    mine = [number for number in store.missing() if number % share[1] == share[0]]
+    device = next(model.model.vision_tower.parameters()).device
     for number in mine:
         found = []
         stop = min(store.rows, (number + 1) * store.chunk)

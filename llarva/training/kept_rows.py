@@ -68,9 +68,15 @@ def reference_poses(robot: str) -> dict[str, list[list[float]]]:
     return {mode: [proprioception(body, mode, place, 1.0).tolist() for place in places] for mode in body.control_modes}
 
 
-def keep_rows(folder: Path | str, rows: Sequence[Mapping[str, Any]], count: int = 4) -> Path:
-    """Keep `count` of some instruction rows with the checkpoint in `folder`, and what it says to them; in one step."""
+def keep_rows(
+    folder: Path | str, rows: Sequence[Mapping[str, Any]], count: int = 4, device: torch.device | str = "cpu"
+) -> Path:
+    """Keep `count` of some instruction rows with the checkpoint in `folder`, and what it says to them; in one step.
+
+    `device`: where the checkpoint is asked.
+    """
     checkpoint, kept = load_checkpoint(folder), []
+    checkpoint.model.to(device)
     for index in np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int)).tolist():
         row = rows[index]
         ids, prompt = row_tokens(checkpoint.processor, row)
