@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .episodes.records import decode_image
 from .episodes.store import EpisodeStore
-from .errors import LlarvaError
+from .errors import LlarvaError, unknown_choice
 from .evaluation.following import trace_error
 from .evaluation.rollouts import evaluate
 from .evaluation.rows import read_rows
@@ -32,6 +32,7 @@ from .models.tiny import TinyLlava, TinySize, make_tiny
 from .policy import Policy
 from .tabletop.demos import EVALUATION_SEEDS, DemoConfig
 from .tabletop.recording import DemoSummary, record_demos
+from .tabletop.tasks.registry import get_task
 from .traces.projection import project_episode
 from .training.batches import Sampling
 from .training.config import TrainConfig, TrainResult
@@ -46,7 +47,7 @@ class QuickstartConfig:
     """Everything the quickstart depends on; all of its folders lie in `out_dir`.
 
     The `base` tries `look_tasks` in `look_episodes` scenes each. Then `seed` chooses the `demonstrations` of `task`, in
-    these `variations` of it (None: all that are not held out). The `episodes` of the
+    these `variations` of it (None: those that are held out, or all where none is). The `episodes` of the
     evaluation are the scenes from `evaluation_seed` on, which no demonstration shows. A LoRA of `lora_rank` tunes the
     base for `steps` steps. `control_mode` is the one that the comparisons use; the other's figure
     stands beside it. `max_steps` shortens the task's own step limit.
@@ -57,7 +58,7 @@ class QuickstartConfig:
     look_tasks: tuple[str, ...] = ("push_buttons", "meat_off_grill", "put_groceries_in_cupboard", "open_drawer")
     look_episodes: int = 3
     task: str = "push_buttons"
-    variations: tuple[int, ...] | None = (50, 51, 52, 53)
+    variations: tuple[int, ...] | None = None
     demonstrations: int = 80
     frames_per_episode: int | None = 20
     steps: int = 220
@@ -74,12 +75,21 @@ class QuickstartConfig:
     def __post_init__(self) -> None:
         if self.control_mode not in OTHER_MODE:
             raise LlarvaError(f"Unknown control mode {self.control_mode!r}. Valid choices: {', '.join(OTHER_MODE)}.")
+        known = get_task(self.task).variations
+        for variation in self.variations or ():
+            if variation not in known:
+                raise LlarvaError(unknown_choice(f"variation of {self.task}", variation, known))
         last = self.evaluation_seed + self.episodes - 1
         if self.evaluation_seed not in EVALUATION_SEEDS or last not in EVALUATION_SEEDS:
             raise LlarvaError(
                 f"Scenes {self.evaluation_seed} to {last} may have been demonstrated. Valid evaluation seeds are "
                 f"{EVALUATION_SEEDS.start} to {EVALUATION_SEEDS.stop - 1}, which no demonstration uses."
             )
+
+    def chosen_variations(self) -> tuple[int, ...] | None:
+        """The variations that are demonstrated and tried; None for all that seeds draw."""
+        task = get_task(self.task)
+        return self.variations or tuple(task.variations[task.variation_count :]) or None
 
     def folder(self, name: str) -> str:
         """The place of one stage's results."""
@@ -107,7 +117,7 @@ def demonstrate(config: QuickstartConfig) -> DemoSummary:
     return record_demos(
         DemoConfig(
             task=config.task, episodes=config.demonstrations, out_dir=config.folder("demos"), seed=config.seed,
-            variations=config.variations, episodes_per_shard=20,
+            variations=config.chosen_variations(), episodes_per_shard=20,
             frames_per_episode=config.frames_per_episode, workers=config.workers,
         )
     )  # fmt: skip
@@ -194,7 +204,7 @@ def compare_policies(config: QuickstartConfig) -> dict[str, Rows]:
             EvaluationConfig(
                 checkpoint=trial.checkpoint, out_dir=config.folder(f"rollouts/{trial.key}"), tasks=(config.task,),
                 episodes=config.episodes, seed=config.evaluation_seed, control_mode=trial.control_mode,
-                variations=config.variations,
+                variations=config.chosen_variations(),
                 control=trial.control, max_steps=config.max_steps, batch=min(10, config.episodes),
                 videos=3 if trial.control == "none" else 1,
             )
@@ -217,7 +227,7 @@ def examine_traces(config: QuickstartConfig, scenes: int = 24, shown: int = 6) -
     """Compare the tuned policy's first traces with the expert's in fresh scenes, each from its first image alone."""
     exam = DemoConfig(
         task=config.task, episodes=scenes, out_dir=config.folder("exam"), seed=config.seed + 7919, kicks=0,
-        variations=config.variations, frames_per_episode=1, workers=config.workers,
+        variations=config.chosen_variations(), frames_per_episode=1, workers=config.workers,
     )  # fmt: skip
     episodes = list(EpisodeStore(record_demos(exam).store))
     checkpoint = load_checkpoint(Path(config.folder("tuned")) / "checkpoint")

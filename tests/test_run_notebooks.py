@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from detector_samples import save_cups_and_grippers
 
+from llarva.errors import LlarvaError
 from llarva.metrics import RunError, read_metrics
+from llarva.quickstart import QuickstartConfig
 from llarva.runs import run_notebook
+from llarva.tabletop.tasks.registry import TASKS
 from llarva.traces.audit_table import AuditTable
 from llarva.traces.detection_model import load_detector
 
@@ -57,7 +60,8 @@ def test_detectors_are_audited_and_label(chain: Path, tmp_path: Path) -> None:
     chosen = {"detector": str(base), "detector_label": "gripper"}
     run_notebook("audit", tmp_path / "audit", {"episodes": store, **chosen})
     audit = AuditTable(tmp_path / "audit" / "audit")
-    assert audit.info["traces"] == read_metrics(tmp_path / "audit")["parameters"]["traces"] == f"detector {base}, gripper"
+    traced_by = read_metrics(tmp_path / "audit")["parameters"]["traces"]
+    assert audit.info["traces"] == traced_by == f"detector {base}, gripper"
     assert {row["trace_source"] for row in audit.episodes()} == {"detection"}
     assert audit.counts()["coverage"] == (2, 2), "random weights find no hand in most pictures"
     run_notebook("label", tmp_path / "label", {"episodes": [store], **chosen})
@@ -122,6 +126,13 @@ def test_choose_and_compare(chain: Path) -> None:
     # The folder of a choice is a checkpoint like any other.
     run_notebook("compare", chain / "compare", {**tiny, "a": str(chain / "choose"), "b": mine})
     assert read_metrics(chain / "compare")["metrics"]["verdict"].startswith("undecided after 2 of 2 scenes")
+
+
+def test_a_quickstart_takes_what_is_held_out_or_all() -> None:
+    chosen = {task: QuickstartConfig("base", "out", task=task).chosen_variations() for task in TASKS}
+    assert chosen.pop("push_buttons") == (50, 51, 52, 53) and set(chosen.values()) == {None}
+    with pytest.raises(LlarvaError, match="Unknown variation of open_drawer 50.*0, 1, 2"):
+        QuickstartConfig("base", "out", task="open_drawer", variations=(50,))
 
 
 def test_quickstart(chain: Path) -> None:
