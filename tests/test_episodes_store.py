@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llarva.episodes.records import EpisodeError, decode_image, episodes_equal
-from llarva.episodes.shards import ShardFile, index_shard, recover, write_atomically
+from llarva.episodes.shards import ShardFile, give_name, index_shard, recover, write_atomically
 from llarva.episodes.store import EpisodeStore, EpisodeWriter, verify_store
 from llarva.episodes.table import SCHEMA, episode_from_table, episode_table
 
@@ -98,6 +98,49 @@ def test_resume_between_shard_and_index(tmp_path):
     with EpisodeWriter(tmp_path / "s", "toy", episodes_per_shard=3, resume=True):
         pass
     assert tree(tmp_path / "s") == whole
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40])
+def test_resume_after_a_note_that_breaks_off(tmp_path, cut):
+    """Killed while a shard was noted: the store reads up to there, and the shard itself is not lost."""
+    episodes = [make_episode(seed) for seed in range(8)]
+    write(tmp_path / "whole", episodes, episodes_per_shard=3)
+    writer = EpisodeWriter(tmp_path / "killed", "toy", episodes_per_shard=3)
+    for episode in episodes[:7]:
+        writer.write(episode)
+    del writer  # never closed
+    notes = tmp_path / "killed" / "shards.jsonl"
+    notes.write_bytes(notes.read_bytes()[: -cut or None])
+    known = episodes[: 3 if cut else 6]
+    assert EpisodeStore(tmp_path / "killed").ids == tuple(e.episode_id for e in known)
+    verify_store(tmp_path / "killed")
+    with EpisodeWriter(tmp_path / "killed", "toy", episodes_per_shard=3, resume=True) as writer:
+        assert len(writer.written_ids) == 6
+        for episode in episodes[6:]:
+            writer.write(episode)
+    assert tree(tmp_path / "killed") == tree(tmp_path / "whole") and not notes.exists()
+
+
+def test_notes_that_make_no_sense_are_named(tmp_path):
+    write(tmp_path / "s", [make_episode()])
+    for text in (b"{\n", b"[]\n", b'{"file": "part-00000.parquet"}\n', b"\xff\n"):
+        (tmp_path / "s/shards.jsonl").write_bytes(text)
+        with pytest.raises(EpisodeError, match=r"store\.json|shards\.jsonl"):
+            EpisodeStore(tmp_path / "s")
+
+
+def test_the_cost_of_the_index_grows_with_the_episodes_only(tmp_path, monkeypatch):
+    """The whole index is written when a store is opened and closed, however many shards come in between."""
+    written = []
+
+    def count(hidden, path):
+        written.append(path.name)
+        give_name(hidden, path)
+
+    monkeypatch.setattr("llarva.episodes.shards.give_name", count)
+    for shards in (2, 9):
+        write(tmp_path / str(shards), [make_episode(seed) for seed in range(shards)], episodes_per_shard=1)
+    assert written.count("store.json") == 4 and written.count("README.md") == 2
 
 
 def test_writer_refuses(tmp_path):

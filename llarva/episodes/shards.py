@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'DICTIONARIES', 'write_atomically', 'give_name', 'hash_file', 'ShardFile', 'open_shard', 'index_shard',
-           'read_index', 'recover']
+           'note_shard', 'write_index', 'read_index', 'recover']
 
 # %% ../../nbs/03a_episodes.shards.ipynb #3cb23ab3
 import hashlib
@@ -20,6 +20,7 @@ from .records import EpisodeError
 from .table import SCHEMA
 
 VERSION: Final = 1
+_NOTES: Final = "shards.jsonl"
 
 # %% ../../nbs/03a_episodes.shards.ipynb #8352d27a
 def write_atomically(path: Path, data: bytes) -> None:
@@ -98,13 +99,38 @@ def index_shard(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": hash_file(path), "ids": ids, "steps": steps}
 
 # %% ../../nbs/03a_episodes.shards.ipynb #9481c1d9
+def note_shard(folder: Path, entry: dict[str, Any]) -> None:
+    """Append a shard's index entry to what `write_index` will take up; it is on the disk then."""
+    with (folder / _NOTES).open("ab") as file:
+        file.write(json.dumps(entry, sort_keys=True).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_index(folder: Path, dataset: str, shards: list[dict[str, Any]]) -> None:
+    """Write the whole index of a store; notes of single shards are not needed after that."""
+    index = {"version": VERSION, "dataset": dataset, "shards": shards}
+    write_atomically(folder / "store.json", json.dumps(index, indent=1, sort_keys=True).encode())
+    (folder / _NOTES).unlink(missing_ok=True)
+
+
+def _noted(path: Path) -> list[Any]:
+    """Entries of shards that were noted since the index was written; a line that breaks off was never finished."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a store; `EpisodeError` where there is none or it contradicts itself."""
+    """The index of a store, under way or closed; `EpisodeError` where there is none or it contradicts itself."""
     path = folder / "store.json"
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         if index["version"] != VERSION:
             raise EpisodeError(f"{path}: version {index['version']}; this package reads version {VERSION}.")
+        shards = {shard["file"]: shard for shard in index["shards"]}
+        path = folder / _NOTES
+        shards |= {shard["file"]: shard for shard in _noted(path)}  # the last word on each counts
+        index["shards"] = list(shards.values())
         for shard in index["shards"]:
             if len(shard["ids"]) != len(shard["steps"]) or not isinstance(shard["file"], str):
                 raise EpisodeError(f"{path}: the entry of shard {shard['file']!r} contradicts itself.")

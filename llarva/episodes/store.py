@@ -7,7 +7,6 @@ __all__ = ['EpisodeWriter', 'EpisodeStore', 'verify_store']
 
 # %% ../../nbs/03a_episodes.store.ipynb #95e1e242
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .records import Episode, EpisodeError, check_episode, decode_image, decode_mask
-from .shards import VERSION, ShardFile, hash_file, open_shard, read_index, recover, write_atomically
+from llarva.episodes.shards import (
+    ShardFile,
+    hash_file,
+    note_shard,
+    open_shard,
+    read_index,
+    recover,
+    write_atomically,
+    write_index,
+)
 from .table import episode_from_table, episode_table
 
 # %% ../../nbs/03a_episodes.store.ipynb #ffcc921e
@@ -50,7 +58,8 @@ class EpisodeWriter:
         self._open: ShardFile | None = None
         self._ids = {name: None for shard in self._shards for name in shard["ids"]}
         write_atomically(self.folder / "README.md", _README.format(dataset=dataset).encode())
-        self._write_index()
+        write_index(self.folder, dataset, self._shards)
+        self._noted = False
 
     @property
     def written_ids(self) -> tuple[str, ...]:
@@ -68,7 +77,7 @@ class EpisodeWriter:
         shard.add(table, episode.episode_id)
         self._ids[episode.episode_id] = None
         if len(shard.ids) >= self.episodes_per_shard:
-            self.close()
+            self._finish(shard)
 
     def _open_shard(self) -> ShardFile:
         if self._open is not None:
@@ -82,20 +91,22 @@ class EpisodeWriter:
                 self._open.add(before.read_row_group(group), name)
         return self._open
 
-    def close(self) -> None:
-        """Finish the open shard, if there is one, and bring the index up to date."""
-        if self._open is None:
-            return
-        entry = self._open.finish()
+    def _finish(self, shard: ShardFile) -> None:
+        entry = shard.finish()
         self._open = None
         if self._shards and self._shards[-1]["file"] == entry["file"]:
             self._shards.pop()
         self._shards.append(entry)
-        self._write_index()
+        note_shard(self.folder, entry)
+        self._noted = True
 
-    def _write_index(self) -> None:
-        index = {"version": VERSION, "dataset": self.dataset, "shards": self._shards}
-        write_atomically(self.folder / "store.json", json.dumps(index, indent=1, sort_keys=True).encode())
+    def close(self) -> None:
+        """Finish the open shard, if there is one, and bring the index up to date."""
+        if self._open is not None:
+            self._finish(self._open)
+        if self._noted:
+            write_index(self.folder, self.dataset, self._shards)
+            self._noted = False
 
     def __enter__(self) -> "EpisodeWriter":
         return self
