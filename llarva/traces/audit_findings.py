@@ -160,12 +160,20 @@ class View:
 
     @cached_property
     def joints(self) -> Floats | None:
-        """Joint positions [T, j] (rad), where the state is known to be that."""
-        robot = ROBOTS.get(self.episode.robot)
+        """Joint positions [T, j] (rad), where the state is known to be that, or to hold them."""
+        robot, fields = ROBOTS.get(self.episode.robot), None if self.card is None else self.card.fields
         lengths = {len(step.state) for step in self.episode.steps}
-        if robot is None or robot.joint_lower is None or lengths != {robot.joint_count}:
+        if robot is None or robot.joint_count is None:
             return None
-        return np.array([step.state for step in self.episode.steps], dtype=np.float64)
+        names = [f"joint {k} position" for k in range(1, robot.joint_count + 1)]
+        places = list(range(robot.joint_count if robot.joint_lower is not None else 0))
+        if fields is not None:
+            layout = [name if unit == "rad" else "" for name, unit in fields.state_layout]
+            places = [layout.index(name) for name in names if name in layout]
+        whole = robot.joint_count if fields is None else len(fields.state_layout)
+        if len(places) != robot.joint_count or lengths != {whole}:
+            return None
+        return np.array([step.state for step in self.episode.steps], dtype=np.float64)[:, places]
 
     @cached_property
     def joint_poses(self) -> tuple[Floats, Floats] | None:
@@ -229,12 +237,16 @@ class View:
 
     @cached_property
     def hand_motion(self) -> Floats | None:
-        """Measured way (m) and turn (rotation vector, rad) of the hand per step, [T-1, 6], along its actions' axes."""
-        if self.positions is None or self.rotations is None:
+        """Measured way (m) and turn (rotation vector, rad) of the hand per step, [T-1, 6], along its actions' axes.
+
+        None where nobody knows which axes these are.
+        """
+        frame = "base" if self.card is None or self.card.fields is None else self.card.fields.frame
+        if self.positions is None or self.rotations is None or frame is None:
             return None
         before, way = self.rotations[:-1], np.diff(self.positions, axis=0)
         turn = rotation_vector(self.rotations[1:] @ np.swapaxes(before, -1, -2))
-        if self.card is not None and self.card.fields is not None and self.card.fields.frame == "end_effector":
+        if frame == "end_effector":
             way, turn = (np.einsum("tji,tj->ti", before, part) for part in (way, turn))
         return np.concatenate([way, turn], axis=1)
 

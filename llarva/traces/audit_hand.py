@@ -16,8 +16,9 @@ from .audit_paths import Found
 # %% ../../nbs/05b4a_traces.audit_hand.ipynb #6f5e8d9d
 def find_gripper(view: View, limits: AuditLimits) -> Found:
     """Gripper commands that the fingers obey the wrong way round."""
-    command = view.gripper_command
-    if command is None or view.count < 4:
+    command, fields = view.gripper_command, None if view.card is None else view.card.fields
+    # Where the opening is no measurement but the command before, it obeys whatever the command means.
+    if command is None or view.count < 4 or (fields is not None and fields.gripper == "command"):
         return None
     name, change = view.episode.episode_id, np.diff(view.opening)
     moving = np.flatnonzero(np.abs(change) > 0.005)

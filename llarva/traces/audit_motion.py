@@ -44,7 +44,7 @@ def pairings(view: View, limits: AuditLimits) -> list[Pairing]:
         joints, hand = view.joint_motion, view.hand_motion
         count = 0 if joints is None else joints.shape[1]
         if (
-            mode in ("joint_velocity", "joint_position")
+            mode in ("joint_velocity", "joint_motion", "joint_position")
             and joints is not None
             and set(units[:count]) <= {"rad", "rad/s"}
         ):
