@@ -15,7 +15,7 @@ import numpy as np
 
 from ..cards import Card
 from ..episodes.records import Episode
-from .audit_findings import AuditLimits, Finding, View, make_view
+from .audit_findings import AuditError, AuditLimits, Finding, View, make_view
 from .audit_hand import HAND_CHECKS
 from .audit_motion import MOTION_CHECKS, follows, pairings
 from .audit_paths import PATH_CHECKS, Found
@@ -27,11 +27,20 @@ CHECKS: Final[Mapping[str, Callable[[View, AuditLimits], Found]]] = MappingProxy
 )
 
 # %% ../../nbs/05b5_traces.audit.ipynb #9b4167b5
+def _run(name: str, check: Callable[[View, AuditLimits], Found], view: View, limits: AuditLimits) -> Found:
+    """A check, whose errors name it and the episode."""
+    try:
+        return check(view, limits)
+    except Exception as error:
+        what = f"Episode {view.episode.episode_id!r}: the check {name!r} cannot be made: {error}"
+        raise AuditError(what) from error
+
+
 def look(view: View, limits: AuditLimits | None = None) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
     """All findings on a view, worst first, and the names of the checks that lacked what they need."""
     found, skipped = list[Finding](), list[str]()
     for name, check in CHECKS.items():
-        result = check(view, limits or AuditLimits())
+        result = _run(name, check, view, limits or AuditLimits())
         if result is None:
             skipped.append(name)
         else:
@@ -48,7 +57,7 @@ def audit_trace(
     """
     seen = replace(episode, steps=episode.steps[start:])
     view, limits = make_view(seen, trace, reference=reference), limits or AuditLimits()
-    results = [check(view, limits) or () for check in PATH_CHECKS.values()]
+    results = [_run(name, check, view, limits) or () for name, check in PATH_CHECKS.items()]
     return tuple(sorted((one for found in results for one in found), key=lambda one: -one.severity))
 
 

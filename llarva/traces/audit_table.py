@@ -26,6 +26,7 @@ from ..episodes.store import EpisodeStore
 from ..episodes.stretches import Stretches
 from .audit import CHECKS, episode_stats, look
 from .audit_findings import AuditError, AuditLimits, Finding, view_of
+from .audit_records import card_as_stored
 from .audit_subsets import DATASET_CHECKS, DATASETS, Subsets, audit_subsets
 from .projection import Trace
 from ..workers import share
@@ -166,7 +167,8 @@ def audit_store(
     if not index["complete"]:
         episodes = Stretches.of([store], [frozenset()], episodes_per_part)
         missing = [number for number in range(len(episodes)) if not all(p.exists() for p in _parts(folder, number))]
-        pieces = share(AuditJob(episodes, folder.resolve(), card, traces, limits), missing, workers, executor)
+        job_card = card_as_stored(card, store.folder)
+        pieces = share(AuditJob(episodes, folder.resolve(), job_card, traces, limits), missing, workers, executor)
         for _ in tqdm(pieces, total=len(missing), disable=not progress, desc="audit", unit="part"):
             pass
         for number in missing:
