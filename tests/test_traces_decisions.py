@@ -171,6 +171,20 @@ def test_browser_writes_what_is_decided(store: EpisodeStore, tmp_path: Path) -> 
     assert [name for name, _ in review_list(audit, store, "language")] == ["b"]
 
 
+def test_taking_back_brings_the_decision_before(store: EpisodeStore, tmp_path: Path) -> None:
+    before = Decision("b", "reject", "the audit's word", "audit")
+    reject_all(store.folder, {"b": before.reason})
+    browser = AuditBrowser(audit_store(store, tmp_path / "audit"), store)
+    browser.controls["decided"].value = True
+    browser.controls["episode"].value = [name for name, _ in browser.entries].index("b")
+    browser.controls["accept"].click()
+    assert read_decisions(store.folder)["b"] == Decision("b", "accept")
+    browser.controls["back"].click()
+    assert read_decisions(store.folder) == {"b": before}
+    browser.controls["back"].click()
+    assert read_decisions(store.folder) == {"b": before}, "nothing else was decided here"
+
+
 def test_browser_tells_what_cannot_be_shown(store: EpisodeStore, tmp_path: Path) -> None:
     blind = tuple(replace(step, image=None) for step in store[1].steps)
     with EpisodeWriter(tmp_path / "blind", "tabletop") as writer:
@@ -182,10 +196,18 @@ def test_browser_tells_what_cannot_be_shown(store: EpisodeStore, tmp_path: Path)
     assert rejected(dark.folder, dark.ids) == {"b"}
 
 
-def test_explore_notebook_runs(store: EpisodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("detector", [None, "shipped"])
+def test_explore_notebook_runs(store: EpisodeStore, detector: str | None) -> None:
     scope: dict = {}
     for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).replace('["../../runs"]', f"[{str(store.folder.parent)!r}]")
+        source = source.replace("detector = None", f"detector = {detector!r}")
+        source = source.replace("AuditBrowser(", "browser = AuditBrowser(")
         if cell["cell_type"] == "code":
             exec(compile(source, str(NOTEBOOK), "exec"), scope)
-    assert scope["audit"].wholes[0]["flagged"] == 5, "64 × 64 pictures are not what the card announces"
+    audit = scope["audit"]
+    assert {one.episode_id for one in audit.findings("language")} == {"b"}
+    assert audit.info["traces"] == ("detector shipped" if detector else "projection")
+    assert {row["trace_source"] for row in audit.episodes()} == {"detection" if detector else "projection"}
+    assert scope["browser"].scene.trace.source == ("detection" if detector else "projection")
+    assert audit.counts()["disagreement"][1] > 0 or not detector, "both exist, so they are compared"

@@ -113,7 +113,7 @@ class AuditBrowser(W.VBox):
     def __init__(self, audit: AuditTable, store: EpisodeStore, traces: Traces | None = None, most: int = 200) -> None:
         self.audit, self.store, self.traces, self.most = audit, store, traces, most
         self._places = {name: k for k, name in enumerate(store.ids)}
-        self._history, self._quiet = list[str](), False
+        self._history, self._quiet = list[tuple[str, Decision | None]](), False
         self.entries: list[Entry] = []
         self.scene: Scene | None = None
         self.controls = c = _controls()
@@ -168,8 +168,8 @@ class AuditBrowser(W.VBox):
         name = self.episode_id
         if name is None:
             return
+        self._history.append((name, read_decisions(self.store.folder).get(name)))
         decide(self.store.folder, name, verdict, self.controls["reason"].value.strip())
-        self._history.append(name)
         self.controls["reason"].value = ""
         if self.controls["decided"].value:
             self.move_on()
@@ -182,9 +182,13 @@ class AuditBrowser(W.VBox):
             self.controls["episode"].value = (self.controls["episode"].value + 1) % len(self.entries)
 
     def take_back(self) -> None:
-        """Undo this browser's last decision."""
+        """Undo this browser's last decision; one that it replaced comes back as it was."""
         if self._history:
-            decide(self.store.folder, self._history.pop(), None)
+            name, before = self._history.pop()
+            if before is None:
+                decide(self.store.folder, name, None)
+            else:
+                decide(self.store.folder, name, before.verdict, before.reason, before.by)
             self.refresh()
 
     def _open(self) -> None:
