@@ -99,6 +99,16 @@ def test_recipes_are_within_the_fields(name):
         assert part.take is None or len(set(part.take)) == len(part.take)
 
 
+@pytest.mark.parametrize("name", SUBSETS)
+def test_texts_and_recipes_say_the_same(name):
+    """A fault that the text admits has its remedy in the head, and what is read is not said to be left out."""
+    card = CARDS[name]
+    if re.search("empty (instruction|sentence)", card.text):
+        assert card.language.when_empty
+    if "velocities, left out" in card.text:
+        assert not any("velocity" in entry for entry, _ in card.fields.state_layout)
+
+
 def test_texts_are_their_own():
     seen = {}
     for name in SUBSETS:
