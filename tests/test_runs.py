@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llarva.metrics import RunError, describe_run, format_table, provenance, read_metrics, recorded, write_metrics
 from llarva.runs import Parameter, check_parameters, find_notebook, main, notebook_parameters, run_notebook
+from llarva.training.config import SPEED
 
 CELL = """\
 steps: int = 3  # how many
@@ -122,6 +123,29 @@ def test_who_works_may_differ(notebook: Path, capsys: pytest.CaptureFixture[str]
     run_notebook(notebook, notebook.parent / "out")
     run_notebook(notebook, notebook.parent / "out", after)
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_what_a_notebook_declares_free_may_differ(notebook: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = CELL.replace("names:", "# may change when the run goes on:\nnames:")
+    write_notebook(notebook, cell, "1 / (steps - 3)")
+    assert [p.name for p in notebook_parameters(notebook) if p.free] == ["names", "fast", "base", "out_dir"]
+    out = notebook.parent / "out"
+    with pytest.raises(RunError, match="ZeroDivisionError"):
+        run_notebook(notebook, out)
+    write_notebook(notebook, cell, "print('went on', fast)")
+    run_notebook(notebook, out, {"fast": True, "names": ["b"]})
+    assert "went on True" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r"steps: 3, now 4\)"):
+        run_notebook(notebook, out, {"fast": False, "steps": 4})
+
+
+@pytest.mark.parametrize("name", ["train", "train_baseline", "label", "evaluate", "demos", "takeovers"])
+def test_runs_declare_what_changes_no_result(name: str) -> None:
+    free = {parameter.name for parameter in notebook_parameters(find_notebook(name)) if parameter.free}
+    others = {"train": SPEED - {"compile", "loaders", "threads"} | {"compile_model", "save_every"},
+              "train_baseline": {"loaders", "save_every"}, "label": {"workers", "executor"},
+              "evaluate": {"workers", "executor", "device"}}  # fmt: skip
+    assert free == others.get(name, {"workers"}) | {"out_dir"}
 
 
 def test_failing_cell_is_named_and_the_run_goes_on_later(notebook: Path) -> None:
