@@ -12,15 +12,16 @@ from safetensors import safe_open
 from tiny_backbones import PARTS, write_backbone
 
 from llarva.episodes.store import EpisodeStore
-from llarva.instructions.dataset import build_rows
+from llarva.evaluation.selftest import self_test
+from llarva.instructions.dataset import RowStore, build_rows, write_rows
 from llarva.instructions.format import InstructionFormat
 from llarva.instructions.numbers import DecimalNumbers
 from llarva.instructions.rows import BuildConfig
 from llarva.models.adapters import LoraSettings
 from llarva.models.backbones import projectors, vision_model
-from llarva.models.checkpoints import adopt_backbone, half_size, load_checkpoint
+from llarva.models.checkpoints import CheckpointError, adopt_backbone, half_size, load_checkpoint, speaking_for
 from llarva.policy import Policy
-from llarva.robots import get_robot
+from llarva.robots import ControlMode, get_robot
 from llarva.tabletop.demos import DemoConfig
 from llarva.tabletop.recording import record_demos
 from llarva.training.batches import Sampling, TrainingError
@@ -141,7 +142,50 @@ def test_features_of_a_frozen_tower_change_no_loss(rows: Path, tmp_path: Path) -
         train(replace(other, cache_features=True))
 
 
+@pytest.mark.parametrize("arrangement", ["length", "packed"])
+def test_a_closing_token_that_also_pads_is_learnt(arrangement: str, rows: Path, tmp_path: Path) -> None:
+    start = base("llava", tmp_path)
+    tokenizer = load_checkpoint(start).processor.tokenizer
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(start)
+    special = load_checkpoint(start).processor.special
+    assert special.pad == special.eos
+    config = replace(configure(rows, tmp_path / "drawn", start), sampling=Sampling(batch_size=4, points=1))
+    drawn = train(config).log
+    arranged = train(replace(config, out_dir=str(tmp_path / "out"), arrangement=arrangement, micro_batch=2)).log
+    assert [row["loss"] for row in arranged] == pytest.approx([row["loss"] for row in drawn], abs=2e-5)
+
+
 def test_what_only_a_tiny_model_learns_is_refused(rows: Path, tmp_path: Path) -> None:
     config = replace(configure(rows, tmp_path / "out", base("llava", tmp_path)), weights=LossWeights(dense=1.0))
     with pytest.raises(TrainingError, match="LlavaForConditionalGeneration set weights.dense = 0"):
         train(config)
+
+
+def test_rows_of_two_robots_are_learnt_together(rows: Path, tmp_path: Path) -> None:
+    lift = ControlMode("end_effector_motion", "end effector control", ("up", "gripper"), ("m", "1 = open"),
+                       ("height", "force"), own_state=True)  # fmt: skip
+    other = FORMAT.for_robot("ur5", (lift,))
+    image = next(iter(RowStore(rows)))["image"]
+    made = [
+        {"id": f"lid/{k:05d}", "image": image, "episode_id": "lid", "step": k, "task": "lift_lid", "variation": 0,
+         "template": other.template, "control_mode": lift.name, "object_names": [], "object_points": [],
+         "segmentation": None, "prompt": other.prompt("lift the lid", [[0.2, k]], lift.name),
+         "answer": other.answer([[1, 2], [3, 4], [5, 6]], [[0.1, 1.0]], lift.name)}
+        for k in range(4)
+    ]  # fmt: skip
+    write_rows(made, other, tmp_path / "lids", {"made by": "hand"})
+    start = base("llava", tmp_path)
+    config = configure(rows, tmp_path / "out", start)
+    both = replace(config, rows=(str(rows), str(tmp_path / "lids")), lora=LoraSettings(4, 8, 0.0))
+    trained = load_checkpoint(train(both).checkpoint)
+    assert trained.format == FORMAT and speaking_for(trained, "ur5").format == other
+    assert self_test(trained).rows == 4
+    with pytest.raises(CheckpointError, match="Unknown robot.*'sawyer'.*panda, ur5"):
+        speaking_for(trained, "sawyer")
+    # A base that was asked about one robot learns another one's.
+    alone = train(replace(config, rows=(str(tmp_path / "lids"),), out_dir=str(tmp_path / "alone"))).checkpoint
+    assert load_checkpoint(alone).format == other and "formats" not in load_checkpoint(alone).info
+    write_rows(made, replace(other, n=2), tmp_path / "longer", {"made by": "hand"})
+    with pytest.raises(TrainingError, match="different instruction formats"):
+        train(replace(both, rows=(str(rows), str(tmp_path / "longer"))))

@@ -75,7 +75,9 @@ class Batch:
 
     def lengths(self, pad: int) -> Tensor:
         """The number of tokens of each row of the grid, padding at its end left out."""
-        used = self.ids != pad if self.layout is None else self.layout[..., LAYOUT_ROW] != NO_ROW
+        # where a tokenizer pads with the token that closes an answer, only its kind tells the two apart
+        written = (self.ids != pad) | (self.kinds != PROMPT)
+        used = written if self.layout is None else self.layout[..., LAYOUT_ROW] != NO_ROW
         return (used * torch.arange(1, used.shape[1] + 1)).amax(dim=1)
 
     def images(self, rows: Sequence[int]) -> dict[str, Tensor | None]:
