@@ -1,6 +1,7 @@
 """Imports that stop, and go on after the cause is mended; imports of what is damaged inside."""
 
 import dataclasses
+import json
 import re
 import shutil
 import struct
@@ -15,8 +16,9 @@ import pytest
 
 from llarva.card_fields import CardError
 from llarva.cards import load_card
-from llarva.episodes.records import encode_image
+from llarva.episodes.records import encode_image, image_size
 from llarva.episodes.store import EpisodeStore, verify_store
+from llarva.instructions.conversations import read_conversation
 from llarva.sources.importing import ImportConfig, ImportSummary, import_episodes
 from llarva.sources.lerobot import LerobotEpisodes
 from llarva.sources.lerobot_writer import write_lerobot
@@ -31,6 +33,7 @@ from llarva.sources.tfrecord import scan_records, write_records
 sys.path.insert(0, str(Path(__file__).parent))
 from lerobot_sets import CARD, GOLDEN, WRIST, card_of, make_episode
 from rlds_sets import SETS
+from test_sources_llava_json import pretraining
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
 
@@ -58,7 +61,7 @@ def configure(pots: Path, out: Path, **changes: object) -> ImportConfig:
 
 
 def run(config: ImportConfig) -> ImportSummary:
-    return import_episodes(config, progress=False)
+    return import_episodes(config, progress=False, parse=read_conversation)
 
 
 def shard_of(pots: Path) -> Path:
@@ -202,3 +205,52 @@ def test_ids_say_of_which_data_set_they_are(tmp_path: Path) -> None:
     assert found == ["pots/train-00000-00000", "pans/train-00000-00000"]
     tiny = LerobotEpisodes(GOLDEN / "lerobot_v21", card_of(tmp_path), camera=WRIST)
     assert [episode.episode_id for episode in tiny] == [f"tiny/episode-00000{k}" for k in range(3)]
+
+
+def write_list(folder: Path) -> Path:
+    """A LLaVA list of two data sets: one picture is broken, one answer says nothing, a frame is twice."""
+    entries = []
+    for subset, episode in (("berkeley_autolab_ur5", 3), ("berkeley_autolab_ur5", 4), ("toto", 1)):
+        for t in range(6):
+            entries.append(pretraining(t, subset, episode))
+            image = folder / entries[-1]["image"]
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes(encode_image(PICTURE))
+    (folder / entries[3]["image"]).write_bytes(broken_inside(encode_image(PICTURE)))
+    entries[8]["conversations"][1]["value"] = "I cannot say."
+    (folder / "list.json").write_text(json.dumps([*entries, entries[10]]))
+    return folder / "list.json"
+
+
+def test_a_llava_list_is_imported_and_accounted_for(tmp_path: Path) -> None:
+    config = ImportConfig("llava_json", str(write_list(tmp_path)), str(tmp_path / "out"), image_size=(8, 8))
+    with pytest.raises(SourceError, match="several data sets, berkeley_autolab_ur5 and toto"):
+        run(config)
+    config = dataclasses.replace(config, dataset="berkeley_autolab_ur5")
+    with pytest.raises(RecordError, match=r"list\.json: entry 3 .*does not decode"):
+        run(config)
+    summary = run(dataclasses.replace(config, skip_bad=True))
+    stored = list(EpisodeStore(summary.store))
+    assert [(e.episode_id.partition("/")[2], len(e.steps)) for e in stored] == [
+        ("3#0-2", 3), ("3#4-5", 2), ("4#0-1", 2), ("4#3-5", 3)
+    ]  # fmt: skip
+    assert {e.robot for e in stored} == {"ur5"} and image_size(stored[0].steps[0].image) == (8, 8)
+    assert len(summary.left_out) == 3 and summary.notes["left out: the image file does not decode"] == 1
+    assert summary.notes["left out: another entry is of the same frame"] == 1
+    assert sum(count for note, count in summary.notes.items() if note.startswith("left out")) == 3
+    assert summary.notes["entries of toto, which was not asked for"] == 6
+    verify_store(summary.store)
+    toto = dataclasses.replace(config, dataset="toto", out_dir=str(tmp_path / "toto"))
+    assert run(toto).notes["episodes whose gripper opening is not known, written as 0"] == 1
+
+
+def test_what_a_llava_list_has_not(tmp_path: Path) -> None:
+    for changes in ({"card": "x.md"}, {"camera": "front"}, {"control_mode": "joint_velocity"}):
+        with pytest.raises(SourceError, match="not of source 'llava_json'"):
+            ImportConfig("llava_json", "x.json", "out", **changes)
+    with pytest.raises(SourceError, match="pass `parse`"):
+        import_episodes(ImportConfig("llava_json", str(write_list(tmp_path)), str(tmp_path / "out")))
+    with pytest.raises(SourceError, match=r"x\.json: no such file"):
+        run(ImportConfig("llava_json", str(tmp_path / "x.json"), str(tmp_path / "out")))
+    with pytest.raises(SourceError, match="gives no episode"):
+        run(ImportConfig("llava_json", str(write_list(tmp_path)), str(tmp_path / "out"), dataset="x", skip_bad=True))

@@ -22,14 +22,16 @@ from ..episodes.resizing import FITS, resize_episode
 from ..episodes.store import EpisodeWriter
 from ..errors import unknown_choice
 from .lerobot import LerobotEpisodes
+from .llava_episodes import LlavaEpisodes
+from .llava_json import LlavaJson, Parse
 from .opcodes import SourceError
 from .report import LeftOut
 from .rlbench import RlbenchDemos
 from .rlds import RldsEpisodes
 
 # %% ../../nbs/04h_sources.importing.ipynb #1e2b71ca
-SOURCES = ("rlds", "lerobot", "rlbench")
-Reader: TypeAlias = RldsEpisodes | LerobotEpisodes | RlbenchDemos
+SOURCES = ("rlds", "lerobot", "rlbench", "llava_json")
+Reader: TypeAlias = RldsEpisodes | LerobotEpisodes | RlbenchDemos | LlavaEpisodes
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class ImportConfig:
     """What to import: a `folder` in the layout `source`, one of `SOURCES`, read by the data card in the file `card`.
 
     RLBench needs no card, nor does a LeRobot folder that the workbench wrote. `camera` and `control_mode` are the
-    card's (RLBench: the front camera) unless named; `split` is of RLDS. Images become `image_size` (height, width) by
+    card's (RLBench: the front camera) unless named; `split` is of RLDS. For "llava_json" `folder` is the list itself,
+    which has neither card nor other views; its pictures are in `pictures` (None: beside it), and of several data sets
+    in it `dataset` is taken. Images become `image_size` (height, width) by
     `fit` (see `llarva.episodes.resizing`), None keeps them; every `keep_every`-th step keeps its image. `limit`: only
     so many episodes. With `skip_bad` what does not read is left out and listed; without it, it is an error.
     """
@@ -55,6 +59,8 @@ class ImportConfig:
     limit: int | None = None
     skip_bad: bool = False
     episodes_per_shard: int = 64
+    pictures: str | None = None
+    dataset: str | None = None
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
@@ -63,6 +69,10 @@ class ImportConfig:
             raise SourceError(unknown_choice("fit of a resizing", self.fit, FITS))
         if self.keep_every < 1 or self.episodes_per_shard < 1 or (self.limit is not None and self.limit < 1):
             raise SourceError(f"keep_every, episodes_per_shard and limit must be at least 1, got {self}.")
+        llava, own = self.source == "llava_json", (self.card, self.camera, self.control_mode)
+        if (llava and any(own)) or (not llava and (self.pictures or self.dataset)):
+            which = "card, camera and control_mode are not of source 'llava_json', pictures and dataset only of it"
+            raise SourceError(f"{which}; got {self}.")
         if self.source == "rlds" and self.card is None:
             raise SourceError("What the fields of an RLDS data set mean takes a data card: set `card` to its file.")
 
@@ -77,8 +87,16 @@ class ImportConfig:
         return None if self.card is None else load_card(self.card)
 
 
-def open_source(config: ImportConfig, card: Card | None) -> Reader:
-    """The reader of what is to be imported by its `card`; its errors say what does not fit."""
+def open_source(config: ImportConfig, card: Card | None, parse: Parse | None = None) -> Reader:
+    """The reader of what is to be imported by its `card`; its errors say what does not fit.
+
+    `parse` reads the sentences of a LLaVA list, as `llarva.instructions.conversations.read_conversation` does.
+    """
+    if config.source == "llava_json":
+        if parse is None:
+            raise SourceError("The sentences of a LLaVA list take a function that reads them: pass `parse`.")
+        source = LlavaJson(Path(config.folder), parse)
+        return LlavaEpisodes(source, config.pictures or source.path.parent, config.dataset, skip_bad=config.skip_bad)
     if config.source == "rlbench":
         return RlbenchDemos(config.folder, camera=config.camera or "front", skip_bad=config.skip_bad)
     if config.source == "lerobot":
@@ -135,10 +153,13 @@ def prepare(episode: Episode, config: ImportConfig) -> Episode:
     return kept if config.image_size is None else resize_episode(kept, config.image_size, config.fit)
 
 
-def import_episodes(config: ImportConfig, progress: bool = True) -> ImportSummary:
-    """Read a data set into an episode store, or go on with that; memory is that of one episode and one shard."""
+def import_episodes(config: ImportConfig, progress: bool = True, parse: Parse | None = None) -> ImportSummary:
+    """Read a data set into an episode store, or go on with that; memory is that of one episode and one shard.
+
+    `parse`: see `open_source`.
+    """
     card = config.load_card()
-    reader = open_source(config, card)
+    reader = open_source(config, card, parse)
     stream: Iterable[Episode] = islice(iter(reader), config.limit)
     first = next(iter(stream), None)
     if first is None:
