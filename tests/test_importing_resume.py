@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,13 @@ def test_when_everything_is_bad_the_reasons_are_told(pots: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_column_of_pictures_is_decoded_while_reading(tmp_path: Path, own: bool) -> None:
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [(broken_inside, "does not decode"), (lambda _: encode_image(PICTURE[:9]), r"\(9, 24\), the first one")],
+)
+def test_a_column_of_pictures_is_decoded_while_reading(
+    tmp_path: Path, own: bool, harm: Callable[[bytes], bytes], told: str
+) -> None:
     made = []
     for k in range(3):
         steps = tuple(dataclasses.replace(step, image=encode_image(PICTURE)) for step in make_episode(k, 6).steps)
@@ -122,7 +129,7 @@ def test_a_column_of_pictures_is_decoded_while_reading(tmp_path: Path, own: bool
     table = pq.read_table(path)
     (name,) = (name for name in table.column_names if name.startswith("observation.images"))
     cells = table[name].to_pylist()
-    cells[8]["bytes"] = broken_inside(cells[8]["bytes"])
+    cells[8]["bytes"] = harm(cells[8]["bytes"])
     at = table.column_names.index(name)
     pq.write_table(table.set_column(at, table.schema.field(name), pa.array(cells, table.schema.field(name).type)), path)
     card = None
@@ -131,7 +138,7 @@ def test_a_column_of_pictures_is_decoded_while_reading(tmp_path: Path, own: bool
         text = text.replace("rate_hz: 10", "rate_hz: 20").replace("language: task", "language: {field: task}")
         (tmp_path / "tiny.md").write_text(text.replace("{field: task}", "task"))
         card = load_card(tmp_path / "tiny.md")
-    with pytest.raises(RecordError, match=r"episode 1: .*2.*does not decode") as caught:
+    with pytest.raises(RecordError, match=rf"episode 1: .*2.*{told}") as caught:
         list(LerobotEpisodes(root, card))
     assert caught.value.left_out.file == str(path)
     source = LerobotEpisodes(root, card, skip_bad=True)

@@ -32,8 +32,9 @@ def pick_camera(folder: LerobotFolder, name: str) -> Feature:
 
 
 def stored_pictures(table: pa.Table, camera: Feature, place: EpisodePlace, root: Path) -> list[bytes]:
-    """The encoded pictures of a column; RecordError for an empty cell, a path that leads nowhere, half a picture."""
-    pictures = []
+    """The encoded pictures of a column, of one size; RecordError for an empty cell, a path to nowhere, half a picture."""
+    pictures: list[bytes] = []
+    first = None
     for t, cell in enumerate(table[camera.name].to_pylist()):
         where = f"frame {t}: column {camera.name!r}"
         data, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
@@ -43,9 +44,12 @@ def stored_pictures(table: pa.Table, camera: Feature, place: EpisodePlace, root:
         if not data:
             raise RecordError(place.data, place.name, f"{where} holds no picture.")
         try:
-            decode_image(data)  # nothing else would notice damage here: the file keeps no checksum
+            size = decode_image(data).shape[:2]  # nothing else notices damage here: the file keeps no checksum
         except EpisodeError as error:
             raise RecordError(place.data, place.name, f"{where}: {error}") from error
+        first = first or size
+        if size != first:
+            raise RecordError(place.data, place.name, f"{where}: a picture of {size}, the first one is of {first}.")
         pictures.append(bytes(data))
     return pictures
 
