@@ -167,14 +167,17 @@ def test_rows_of_two_robots_are_learnt_together(rows: Path, tmp_path: Path) -> N
                        ("height", "force"), own_state=True)  # fmt: skip
     other = FORMAT.for_robot("ur5", (lift,))
     image = next(iter(RowStore(rows)))["image"]
-    made = [
-        {"id": f"lid/{k:05d}", "image": image, "episode_id": "lid", "step": k, "task": "lift_lid", "variation": 0,
-         "template": other.template, "control_mode": lift.name, "object_names": [], "object_points": [],
-         "segmentation": None, "prompt": other.prompt("lift the lid", [[0.2, k]], lift.name),
-         "answer": other.answer([[1, 2], [3, 4], [5, 6]], [[0.1, 1.0]], lift.name)}
-        for k in range(4)
-    ]  # fmt: skip
-    write_rows(made, other, tmp_path / "lids", {"made by": "hand"})
+
+    def lids(form: InstructionFormat) -> list[dict[str, object]]:
+        return [
+            {"id": f"lid/{k:05d}", "image": image, "episode_id": "lid", "step": k, "task": "lift_lid", "variation": 0,
+             "template": form.template, "control_mode": lift.name, "object_names": [], "object_points": [],
+             "segmentation": None, "prompt": form.prompt("lift the lid", [[0.2, k]], lift.name),
+             "answer": form.answer([[1, 2], [3, 4], [5, 6]], [[0.1, 1.0]] * form.n, lift.name)}
+            for k in range(4)
+        ]  # fmt: skip
+
+    write_rows(lids(other), other, tmp_path / "lids", {"made by": "hand"})
     start = base("llava", tmp_path)
     config = configure(rows, tmp_path / "out", start)
     both = replace(config, rows=(str(rows), str(tmp_path / "lids")), lora=LoraSettings(4, 8, 0.0))
@@ -186,6 +189,7 @@ def test_rows_of_two_robots_are_learnt_together(rows: Path, tmp_path: Path) -> N
     # A base that was asked about one robot learns another one's.
     alone = train(replace(config, rows=(str(tmp_path / "lids"),), out_dir=str(tmp_path / "alone"))).checkpoint
     assert load_checkpoint(alone).format == other and "formats" not in load_checkpoint(alone).info
-    write_rows(made, replace(other, n=2), tmp_path / "longer", {"made by": "hand"})
+    longer = replace(other, n=2)
+    write_rows(lids(longer), longer, tmp_path / "longer", {"made by": "hand"})
     with pytest.raises(TrainingError, match="different instruction formats"):
-        train(replace(both, rows=(str(rows), str(tmp_path / "longer"))))
+        train(replace(both, rows=(str(rows), str(tmp_path / "longer")), out_dir=str(tmp_path / "neither")))

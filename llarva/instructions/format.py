@@ -7,7 +7,7 @@ __all__ = ['Answer', 'Prompt', 'FormatSettings', 'InstructionFormat']
 
 # %% ../../nbs/06d_instructions.format.ipynb #804fb575
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Self
 
@@ -107,6 +107,24 @@ class FormatSettings:
             what = f"control mode of {self.robot!r} in this format"
             raise InstructionError(unknown_choice(what, name, self.control_modes))
         return next((mode for mode in self.modes if mode.name == name), None) or get_control_mode(name)
+
+    def for_robot(self, robot: str, modes: tuple[ControlMode, ...] = ()) -> Self:
+        """The same words and sizes for another `robot`, with `modes` of its data set.
+
+        Raises InstructionError where numbers are bins, whose ranges were fitted to this one.
+        """
+        if (robot, modes) == (self.robot, self.modes):
+            return self
+        if isinstance(self.numbers, BinNumbers):
+            raise InstructionError(f"The numbers of this format are bins of {self.robot!r}, {len(self.modes)} own modes: "
+                                   f"they cannot say those of {robot!r}. Decimal numbers can.")
+        return replace(self, robot=robot, modes=modes)
+
+    def fits(self, other: Self) -> bool:
+        """Whether one model can learn the texts of both: alike, but for robots whose numbers are written out."""
+        if isinstance(self.numbers, BinNumbers):
+            return self == other
+        return replace(self, robot=other.robot, modes=other.modes) == other
 
     def to_json(self) -> dict[str, Any]:
         """Return the format as plain JSON data."""

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CARD', 'CARD_KEYS', 'CheckpointError', 'Checkpoint', 'whole_folder', 'save_checkpoint', 'read_card',
            'load_checkpoint', 'is_tiny', 'load_model', 'load_processor', 'add_number_tokens', 'adopt_backbone',
-           'reworded', 'refitted', 'half_size']
+           'reworded', 'speaking_for', 'refitted', 'half_size']
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #a10515ec
 import json
@@ -24,7 +24,7 @@ from tokenizers import AddedToken
 from transformers import AutoConfig, LlavaProcessor, PreTrainedModel
 
 from .. import __version__
-from ..errors import LlarvaError
+from ..errors import LlarvaError, unknown_choice
 from ..instructions.format import InstructionFormat
 from .adapters import four_bit_options
 from .backbones import BackboneError, create, load_model_folder, load_reader, model_type
@@ -225,6 +225,15 @@ def reworded(checkpoint: Checkpoint, template: str | None = None, chat: str | No
     return replace(
         checkpoint, processor=processor, format=replace(format, template=template) if template else format
     )
+
+# %% ../../nbs/07b_models.checkpoints.ipynb #a8849867
+def speaking_for(checkpoint: Checkpoint, robot: str) -> Checkpoint:
+    """The same weights asked about another `robot` of their training; `CheckpointError` lists these."""
+    formats = [checkpoint.format, *(InstructionFormat.from_json(one) for one in checkpoint.info.get("formats", ()))]
+    known = {one.robot: one for one in reversed(formats)}
+    if robot not in known:
+        raise CheckpointError(unknown_choice(f"robot of {checkpoint.folder}", robot, known))
+    return replace(checkpoint, format=known[robot])
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #f14cefb3
 def refitted(checkpoint: Checkpoint, format: InstructionFormat, seed: int) -> Checkpoint:

@@ -209,7 +209,8 @@ def run_training(config: TrainConfig) -> TrainResult:
     del wrapped, prepared, optimizers, module, model  # a GPU may have no room for two models
     accelerator.free_memory()
     if accelerator.is_main_process:
-        keep_rows(checkpoint, rows, device=accelerator.device)
+        own = next(iter(count_rows(config.rows).values()))  # those of the robot that the checkpoint speaks for
+        keep_rows(checkpoint, rows.select(range(own)), device=accelerator.device)
     accelerator.wait_for_everyone()
     speed = (config.steps - done) * config.sampling.batch_size / max(seconds, 1e-9)
     return TrainResult(checkpoint, tuple(log.rows), config.steps, seconds, speed)

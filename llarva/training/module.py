@@ -37,7 +37,7 @@ from llarva.models.text import (
     relate_names,
 )
 from ..models.tiny import TinyLlava, make_tiny
-from .batches import TrainingError, read_format
+from .batches import TrainingError, read_format, read_formats
 from .config import TrainConfig
 from .layout import LAYOUT_POSITION, attention_mask
 from .losses import PARTS, DenseHead, LossWeights, answer_losses, dense_loss
@@ -171,7 +171,7 @@ def start_model(
     if config.base is not None:
         lora = config.lora
         base = load_checkpoint(config.base, four_bit=lora is not None and lora.four_bit)
-        if base.format != format:
+        if not base.format.fits(format):
             raise TrainingError(
                 f"The rows {config.rows} were written for another instruction format than the checkpoint "
                 f"{config.base}. Label them again with the checkpoint's format."
@@ -201,6 +201,8 @@ def save_result(
     model = _merged(config, module.model) if isinstance(module.model, PeftModel) else module.model
     hold_as_before(model, model.config.dtype)
     info = {"training": json.loads(json.dumps(dataclasses.asdict(config), default=str)), "identity": config.identity()}
+    others = list({json.dumps(one.to_json(), sort_keys=True): one for one in read_formats(config.rows)}.values())[1:]
+    info |= {"formats": [one.to_json() for one in others]} if others else {}
     save_checkpoint(folder, model, processor, format, info)
 
 
