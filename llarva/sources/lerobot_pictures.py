@@ -32,7 +32,7 @@ def pick_camera(folder: LerobotFolder, name: str) -> Feature:
 
 
 def stored_pictures(table: pa.Table, camera: Feature, place: EpisodePlace, root: Path) -> list[bytes]:
-    """The encoded pictures of a column, of one size; RecordError for an empty cell, a path to nowhere, half a picture."""
+    """The encoded pictures of a column, of one size; RecordError for an empty cell, a path to nowhere, half a one."""
     pictures: list[bytes] = []
     first = None
     for t, cell in enumerate(table[camera.name].to_pylist()):
