@@ -54,7 +54,9 @@ class TrainConfig:
     What follows changes the speed and the memory, not the loss: `arrangement` of a step's rows ("drawn", by "length",
     "packed" into rows of at most `pack_length` tokens) in passes of `micro_batch` rows per process; `cache_features`
     of a frozen tower; `attention` ("eager", "sdpa", "flash_attention_2"; None: the model's); `gradient_checkpointing`;
-    `compile` of the language model.
+    `compile` of the language model. So does the number of `processes`, also of those that go on with a training. With
+    dropout in the LoRA rows and order are the same too, but every pass of every process drops other features: losses
+    then differ by that noise, and only a training that goes on as it began goes on to the bit.
     """
 
     rows: tuple[str, ...]
