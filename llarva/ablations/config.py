@@ -26,11 +26,11 @@ class StudyConfig:
     """Everything that a study depends on; all of its folders lie in `out_dir`.
 
     `demonstrations` per task of `tasks` are recorded, unless `stores` names episode stores to read as they are; the
-    same goes for the tasks of pre-training. Language models first learn to see and to point for `perception_steps`, once
-    for each of `seeds`: all variants start from the same weights. Then each is trained for `steps` of `batch_size` rows;
-    a rival without a language model, which cannot point, learns to act for as many steps as both together. Pre-training
-    on other tasks and in its own control modes comes on top. Each policy meets the `episodes` scenes per task from
-    `evaluation_seed` on. `size` and `baseline_sizes` are those of the networks. `workers`
+    same goes for the tasks of pre-training. Language models first learn to see and to point for `perception_steps`,
+    once for each of `seeds`: all variants start from the same weights. Then each is trained for `steps` of `batch_size`
+    rows; a rival without a language model, which cannot point, learns to act for as many steps as both together.
+    Pre-training on other tasks and in its own control modes comes on top. Each policy meets the `episodes` scenes per
+    task from `evaluation_seed` on. `size` and `baseline_sizes` are those of the networks. `workers`
     processes of one thread each train and evaluate side by side.
     """
 

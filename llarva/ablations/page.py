@@ -102,9 +102,9 @@ def study_markdown(results: StudyResults) -> str:
         table = variants_markdown(results, [name for name in (REFERENCE, *rivals) if name in names])
         parts += [
             "## Baselines", table, claims_markdown(results, ["baselines"]),
-            "These networks cannot point: they learn to act from as many rows as a language model sees in all. A language "
-            "model is also told where things are, in every row, and is optimised by Muon; these get neither, and AdamW. "
-            "What is compared is a recipe with another, not a language model with none.",
+            "These networks cannot point: they learn to act from as many rows as a language model sees in all. A "
+            "language model is also told where things are, in every row, and is optimised by Muon; these get neither, "
+            "and AdamW. What is compared is a recipe with another, not a language model with none.",
         ]
     parts += [
         "## Following the trace", following_markdown(results),

@@ -93,6 +93,7 @@ CLAIMS: Mapping[str, Claim] = {
     ),
     "order": Claim("Does the trace help more before the action?", ((REFERENCE, "action_first"),)),
     "baselines": Claim(
-        "Does the whole recipe beat a simpler network's?", ((REFERENCE, "bc_cnn"), (REFERENCE, "bc_vit"), (REFERENCE, "act"))
+        "Does the whole recipe beat a simpler network's?",
+        ((REFERENCE, "bc_cnn"), (REFERENCE, "bc_vit"), (REFERENCE, "act")),
     ),
 }

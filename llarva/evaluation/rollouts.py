@@ -124,8 +124,8 @@ def evaluate(
 
     `checkpoint` may be given when it is loaded already (several workers load it from `config.checkpoint`);
     `make_env(task, config, image_size)` makes an environment of the workbench's interface, and is a module's function
-    where there are several workers. Raises `EvaluationError` for seeds that may have been demonstrated, for a folder in other use,
-    and for a checkpoint that fails its self-test.
+    where there are several workers. Raises `EvaluationError` for seeds that may have been demonstrated, for a folder in
+    other use, and for a checkpoint that fails its self-test.
     """
     check_film_format(film_format)
     checkpoint = placed(checkpoint or load_either(config.checkpoint), find_device(config.device))

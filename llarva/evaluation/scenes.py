@@ -54,7 +54,8 @@ class EvaluationConfig:
     and colours from scene to scene (None: the standard look). The first `videos` episodes of every task are filmed.
     `device` computes the answers ("auto": a GPU, another one for each worker, where there is one), or `threads` of the
     processor: for a small model one is fastest, since the steps are too short to share. `with_trace` (None: where the
-    checkpoint's wording has one) asks for a trace before the actions. `ensemble`, for baselines only, is the decay of temporal ensembling, which asks at every step.
+    checkpoint's wording has one) asks for a trace before the actions. `ensemble`, for baselines only, is the decay of
+    temporal ensembling, which asks at every step.
 
     `runner` and `weights`, for language models only, choose how answers are decoded (see `llarva.decoding`). In float32
     every runner says the same; in half precision, where two tokens are nearly as likely, another runner, batch or draft
@@ -202,8 +203,8 @@ def check_seeds(config: EvaluationConfig) -> None:
     last = config.seed + config.episodes - 1
     if config.simulator == "tabletop" and not any(config.seed in some and last in some for some in ranges.values()):
         told = ", ".join(f"{some.start} to {some.stop - 1} ({name})" for name, some in ranges.items())
-        raise EvaluationError(f"Scenes {config.seed} to {last} may have been demonstrated, or belong to no one set. Valid "
-                              f"seeds: {told}.")
+        raise EvaluationError(f"Scenes {config.seed} to {last} may have been demonstrated, or belong to no one set. "
+                              f"Valid seeds: {told}.")
 
 # %% ../../nbs/12c_evaluation.scenes.ipynb #c781ef00
 Environment = gymnasium.Env[Any, Any]

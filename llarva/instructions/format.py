@@ -116,8 +116,8 @@ class FormatSettings:
         if (robot, modes) == (self.robot, self.modes):
             return self
         if isinstance(self.numbers, BinNumbers):
-            raise InstructionError(f"The numbers of this format are bins of {self.robot!r}, {len(self.modes)} own modes: "
-                                   f"they cannot say those of {robot!r}. Decimal numbers can.")
+            raise InstructionError(f"The numbers of this format are bins of {self.robot!r} with {len(self.modes)} own "
+                                   f"modes; they cannot say those of {robot!r}. Decimal numbers can.")
         return replace(self, robot=robot, modes=modes)
 
     def fits(self, other: Self) -> bool:

@@ -239,7 +239,7 @@ def speaking_for(checkpoint: Checkpoint, robot: str) -> Checkpoint:
 def refitted(checkpoint: Checkpoint, format: InstructionFormat, seed: int) -> Checkpoint:
     """The weights of a tiny model, to be trained in another `format`; new wordings get random embeddings from `seed`.
 
-    The model of `checkpoint` is changed too. Raises `CheckpointError` where the numbers are written in another alphabet.
+    The model of `checkpoint` is changed too. Raises `CheckpointError` where numbers are written in another alphabet.
     """
     if format.numbers != checkpoint.format.numbers or format.image_size != checkpoint.format.image_size:
         raise CheckpointError(f"{checkpoint.folder} knows other numbers or another image size than the new format.")

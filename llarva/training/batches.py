@@ -117,8 +117,8 @@ def read_formats(folders: Sequence[Path | str]) -> list[InstructionFormat]:
     formats = [InstructionFormat.from_json(one) for one in told]
     for folder, found in zip(folders, formats, strict=True):
         if not found.fits(formats[0]):
-            raise TrainingError(f"{folder} and {folders[0]} were written with different instruction formats. Only robots "
-                                "and their control modes may differ, and only where numbers are decimal.")
+            raise TrainingError(f"{folder} and {folders[0]} were written with different instruction formats. Only "
+                                "robots and their control modes may differ, and only where numbers are decimal.")
     return formats
 
 
