@@ -109,6 +109,8 @@ def _by_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[An
                     yield result
             except BrokenProcessPool as error:
                 deaths += 1
+                # The first were being worked on; one of them may always kill, so all others are done before.
+                left = [*left[workers:], *left[:workers]]
                 if deaths >= PATIENCE:
                     raise WorkError(f"Workers died {deaths} times without finishing any of the {len(left)} pieces "
                                     "left; out of memory, or a script without `if __name__ == \"__main__\":`? "

@@ -44,3 +44,10 @@ def make_result(number: int) -> Result:
 
 def refuse(made: Episode) -> Trace | None:
     raise RowError(f"{made.episode_id} will not do")
+
+
+def kill_at_zero(number: int) -> int:
+    """A piece of work that is always the end of its worker, and others that are done."""
+    if number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number

@@ -96,7 +96,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(st.data(), st.sampled_from(RLDS), st.sampled_from(["features.json", "dataset_info.json"]))
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_spoilt_metadata_of_rlds(sets: Path, data: st.DataObject, name: str, file: str) -> None:
     path = next((sets / name).rglob(file))
     whole = path.read_bytes()
@@ -117,7 +117,7 @@ LISTS = st.one_of(
 
 
 @given(st.data(), st.sampled_from(RLDS))
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_spoilt_records_of_rlds(sets: Path, data: st.DataObject, name: str) -> None:
     path = next((sets / name).rglob("*.tfrecord*"))
     whole = path.read_bytes()
@@ -146,7 +146,7 @@ def read_lerobot(folder: Path, cards: Path) -> None:
 
 
 @given(st.data(), st.sampled_from(["info.json", "episodes.jsonl", "tasks.jsonl"]))
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_spoilt_metadata_of_lerobot(sets: Path, data: st.DataObject, file: str) -> None:
     path = sets / "lerobot" / "meta" / file
     whole = path.read_bytes()
@@ -166,7 +166,7 @@ COLUMNS = st.one_of(
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_spoilt_columns_of_lerobot(sets: Path, data: st.DataObject) -> None:
     path = sets / "lerobot/data/chunk-000/episode_000001.parquet"
     whole = path.read_bytes()

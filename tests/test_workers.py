@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import PLACES
-from labelling import CONFIG, Result, Slowly, make_result, refuse
+from labelling import CONFIG, Result, Slowly, kill_at_zero, make_result, refuse
 from test_instructions_rows import MODES, contents, episode
 
 from llarva.cards import load_card
@@ -173,6 +173,14 @@ def test_halves_of_an_audit_are_swept_away(store: EpisodeStore, tmp_path: Path) 
         (out / f"{half}.17.tmp").write_bytes(b"half")
     audit_store(store, out, episodes_per_part=2, workers=2)
     assert everything(out) == everything(whole.folder)
+
+
+def test_whatever_comes_first_the_others_are_done() -> None:
+    done = []
+    with pytest.raises(WorkError, match=f"died {PATIENCE} times.* 1 pieces"):
+        for number in share(kill_at_zero, range(12), workers=2):
+            done.append(number)
+    assert sorted(done) == list(range(1, 12))
 
 
 def test_results_are_not_kept() -> None:
