@@ -11,7 +11,7 @@ from llarva.instructions.format import InstructionFormat
 from llarva.instructions.llava_json import export_llava, import_llava, import_row
 from llarva.instructions.numbers import DecimalNumbers
 from llarva.instructions.rows import RowError
-from llarva.sources.llava_json import read_entries
+from llarva.sources.json_list import read_entries
 from llarva.sources.opcodes import SourceError
 
 PLAIN = InstructionFormat("llarva-workbench-v1", DecimalNumbers(), "panda", 1, 1, 2, (16, 16))

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from llarva.cards import load_card
 from llarva.errors import LlarvaError
+from llarva.sources.json_list import Unreadable
 from llarva.sources.lerobot import LerobotEpisodes
 from llarva.sources.llava_episodes import group_rows
-from llarva.sources.llava_json import LlavaJson, LlavaReport, Unreadable, entry_turns
+from llarva.sources.llava_json import LlavaJson, LlavaReport, entry_turns
 from llarva.sources.opcodes import SourceError
 from llarva.sources.rlds import RldsEpisodes
 from llarva.sources.tf_example import ExampleError, parse_example, serialize_example

@@ -15,16 +15,9 @@ from llarva.instructions.conversations import open_llava
 from llarva.instructions.format import InstructionFormat
 from llarva.instructions.llava_json import export_llava
 from llarva.instructions.numbers import DecimalNumbers
+from llarva.sources.json_list import Unreadable, read_entries, read_entry
 from llarva.sources.llava_episodes import GripperPlace, episodes_of, group_rows
-from llarva.sources.llava_json import (
-    LlavaReport,
-    Unreadable,
-    entry_turns,
-    frame_place,
-    read_entries,
-    read_entry,
-    read_image,
-)
+from llarva.sources.llava_json import LlavaReport, entry_turns, frame_place, read_image
 from llarva.sources.opcodes import SourceError
 from llarva.sources.report import RecordError
 

@@ -10,9 +10,7 @@ from llarva.instructions.conversations import read_conversation
 from llarva.instructions.format import InstructionFormat
 from llarva.instructions.numbers import DecimalNumbers
 from llarva.instructions.wordings import TEMPLATES
-from llarva.sources.llava_json import (
-    Unreadable,
-)
+from llarva.sources.json_list import Unreadable
 
 # --- sentences -------------------------------------------------------------------------------------------------------
 

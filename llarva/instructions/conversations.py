@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from .template import Template
 from .wordings import TEMPLATES
-from ..sources.llava_json import Conversation, LlavaJson, Unreadable
+from ..sources.json_list import Unreadable
+from ..sources.llava_json import Conversation, LlavaJson
 
 # %% ../../nbs/06h_instructions.conversations.ipynb #8a3806ea
 _TABLE = re.compile(r"\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]")

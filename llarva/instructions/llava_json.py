@@ -20,7 +20,8 @@ from .dataset import write_rows
 from .format import InstructionFormat
 from .reader import AnswerError, InstructionError
 from .rows import RowError
-from ..sources.llava_json import Unreadable, entry_turns, read_entries, read_image
+from ..sources.json_list import Unreadable, read_entries
+from ..sources.llava_json import entry_turns, read_image
 
 # %% ../../nbs/06g_instructions.llava_json.ipynb #f1ee9ef9
 def _image_path(row: Mapping[str, Any]) -> str:

@@ -20,17 +20,14 @@ import numpy as np
 from ..card_fields import OWN_LAYOUT
 from ..episodes.records import Episode, EpisodeError, Step, check_episode, decode_image
 from ..robots import ROBOTS
+from .json_list import Entry, Unreadable, read_entries, read_entry
 from llarva.sources.llava_json import (
-    Entry,
     FramePlace,
     LlavaJson,
     LlavaReport,
     LlavaRow,
-    Unreadable,
     entry_turns,
     frame_place,
-    read_entries,
-    read_entry,
     read_image,
 )
 from .opcodes import SourceError
