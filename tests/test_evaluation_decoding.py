@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from decoding_models import make_checkpoint, pictures
 from patch_world import FORMAT, Patches
 
 from llarva.decoding import Decoded, Decoder, plain_generate
 from llarva.evaluation import rollouts, selftest
 from llarva.evaluation.players import find_device, make_policy, placed
-from llarva.evaluation.rollouts import evaluate
+from llarva.evaluation.rollouts import answers_of, evaluate
 from llarva.evaluation.rows import TIMINGS, EvaluationError, format_summary, read_rows
-from llarva.evaluation.scenes import EvaluationConfig, answers_of
+from llarva.evaluation.scenes import EvaluationConfig
 from llarva.evaluation.selftest import SelfTest
 from llarva.instructions.numbers import DecimalNumbers
 from llarva.instructions.reader import InstructionError
@@ -88,13 +89,24 @@ def test_rows_of_int8_are_marked(checkpoint: Checkpoint, tmp_path: Path) -> None
     assert [row["seed"] for row in rows] == [row["seed"] for row in exact] and rows != exact
     assert identity(tmp_path / "rough") == identity(tmp_path / "exact") | {"weights": "int8"}
     told = (tmp_path / "rough" / "summary.txt").read_text().strip().splitlines()
-    assert told == [f"answers {answers_of(config)}", *format_summary(read_rows(tmp_path / "rough")).splitlines()]
+    assert told[0] == "answers " + answers_of(tmp_path / "rough")
+    assert told[1:] == format_summary(read_rows(tmp_path / "rough")).splitlines()
     assert "int8" in told[0] and "int8" not in (tmp_path / "exact" / "summary.txt").read_text()
     for folder, weights in (("rough", "exact"), ("exact", "int8")):
         with pytest.raises(EvaluationError, match="differs in weights"):
             play(tmp_path / folder, checkpoint, weights=weights)
     with pytest.raises(EvaluationError, match="differs in runner"):
         play(tmp_path / "exact", checkpoint, runner="library")
+
+
+def test_rows_of_half_precision_are_marked(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    halved = make_checkpoint(FORMAT)
+    halved.model.to(torch.bfloat16)
+    play(tmp_path / "half", halved, episodes=1)
+    play(tmp_path / "full", checkpoint, episodes=1)
+    assert identity(tmp_path / "half")["precision"] == "bfloat16" and "precision" not in identity(tmp_path / "full")
+    assert "bfloat16" in (tmp_path / "half" / "summary.txt").read_text().splitlines()[0]
+    assert "float" not in (tmp_path / "full" / "summary.txt").read_text()
 
 
 def test_folders_from_before_there_was_a_choice_go_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -151,5 +163,5 @@ def test_answers_are_computed_where_it_was_asked(checkpoint: Checkpoint, monkeyp
     assert str(find_device("cpu", 1)) == "cpu" and str(find_device("cuda:1")) == "cuda:1"
     moved: list[str] = []
     monkeypatch.setattr(checkpoint.model, "to", lambda device: moved.append(str(device)))
-    assert placed(checkpoint, find_device("auto", 1)) is checkpoint and moved == ["cuda:1"]
+    assert placed(checkpoint, "auto", 1) is checkpoint and moved == ["cuda:1"]
     assert replace(CONFIG, device="cuda").identity() == CONFIG.identity()

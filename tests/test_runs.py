@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llarva.metrics import RunError, describe_run, format_table, provenance, read_metrics, recorded, write_metrics
-from llarva.runs import Parameter, check_parameters, find_notebook, main, notebook_parameters, run_notebook
+from llarva.runs import (
+    RUN_NOTEBOOKS,
+    Parameter,
+    check_parameters,
+    find_notebook,
+    main,
+    notebook_parameters,
+    run_notebook,
+)
 from llarva.training.config import SPEED
 
 CELL = """\
@@ -116,13 +124,10 @@ def test_run_once_then_leave_alone_then_refuse(notebook: Path, capsys: pytest.Ca
         run_notebook(notebook, out, {"steps": 5})
 
 
-def test_who_works_may_differ(notebook: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before, after = {"workers": 1, "executor": "processes"}, {"workers": 2, "executor": "ray"}
-    lines = [f"{name}: {type(value).__name__} = {value!r}  # who works" for name, value in before.items()]
-    write_notebook(notebook, "\n".join([*lines, "out_dir: str = 'runs/x'  # where"]), "print('worked')")
-    run_notebook(notebook, notebook.parent / "out")
-    run_notebook(notebook, notebook.parent / "out", after)
-    assert "nothing to do" in capsys.readouterr().out
+def test_every_run_may_go_on_with_other_workers() -> None:
+    for path in RUN_NOTEBOOKS.glob("*.ipynb"):
+        bound = {one.name for one in notebook_parameters(path) if not one.free} & {"workers", "executor", "device"}
+        assert not bound, path.name
 
 
 def test_what_a_notebook_declares_free_may_differ(notebook: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from llarva.evaluation.players import (
     Loaded,
     MakeEnvironment,
-    find_device,
     load_either,
     make_environment,
     placed,
@@ -72,7 +71,7 @@ class _Side:
 
     def __init__(self, config: EvaluationConfig, checkpoint: Loaded, make_env: MakeEnvironment, film: str) -> None:
         check_seeds(config)
-        checkpoint = placed(checkpoint, find_device(config.device))
+        checkpoint = placed(checkpoint, config.device)
         self.config, self.checkpoint, self.make_env, self.film = config, checkpoint, make_env, film
         self.folder = claim(config, checkpoint)
         self.play: Play | None = None

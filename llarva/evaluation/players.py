@@ -66,9 +66,9 @@ def find_device(name: str, worker: int = 0) -> torch.device:
     return torch.device(name)
 
 
-def placed(checkpoint: Loaded, device: torch.device) -> Loaded:
-    """The checkpoint with its weights on `device`."""
-    checkpoint.model.to(device)
+def placed(checkpoint: Loaded, device: str, worker: int = 0) -> Loaded:
+    """The checkpoint with its weights on the `device` that `find_device` finds."""
+    checkpoint.model.to(find_device(device, worker))
     return checkpoint
 
 

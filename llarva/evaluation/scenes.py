@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEST_SEEDS', 'VALIDATION_SEEDS', 'SIMULATORS', 'CONTROLS', 'DECODING', 'Environment', 'OTHER_SCENE', 'ROBOT_PARTS',
-           'tasks_for', 'EvaluationConfig', 'split_of', 'answers_of', 'Scene', 'look_of', 'stored_demos', 'scenes_of',
-           'check_seeds', 'Start', 'begin', 'reset', 'object_points', 'other_instruction', 'like_things']
+           'tasks_for', 'EvaluationConfig', 'split_of', 'Scene', 'look_of', 'stored_demos', 'scenes_of', 'check_seeds',
+           'Start', 'begin', 'reset', 'object_points', 'other_instruction', 'like_things']
 
 # %% ../../nbs/12c_evaluation.scenes.ipynb #b28b4429
 from collections.abc import Callable, Mapping, Sequence
@@ -139,13 +139,6 @@ def split_of(config: EvaluationConfig) -> str:
     names = [name for name, seeds in (("test", TEST_SEEDS), ("validation", VALIDATION_SEEDS))
              if config.seed in seeds and last in seeds]  # fmt: skip
     return f"{names[0] if names else 'other'} scenes {config.seed}–{last}"
-
-
-def answers_of(config: EvaluationConfig) -> str:
-    """Whose answers an evaluation plays."""
-    if config.weights == "exact":
-        return "the checkpoint's own"
-    return f"of weights in {config.weights}, which may differ from the checkpoint's own"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from llarva.evaluation.players import (
     MakeEnvironment,
     Played,
     Player,
-    find_device,
     fingerprint,
     load_either,
     make_environment,
@@ -127,7 +126,7 @@ def ready_player(order: Order, worker: int = 0) -> Player:
     if fingerprint(checkpoint) != wanted:
         raise EvaluationError(f"{config.checkpoint} is not the checkpoint that this evaluation began with. Workers "
                               "load it from its folder, which must stay as it is.")
-    return Player(config, placed(checkpoint, find_device(config.device, worker)), make_env, film_format)
+    return Player(config, placed(checkpoint, config.device, worker), make_env, film_format)
 
 
 def serve(pipe: Connection, order: Order, worker: int) -> None:

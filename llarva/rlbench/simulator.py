@@ -15,10 +15,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import llarva
-from ..errors import LlarvaError, unknown_choice
+from ..errors import LlarvaError, NamedFailure, unknown_choice
 from .messages import MessageError, receive, send
 from ..sources.rlbench import CAMERAS
 
@@ -27,17 +27,8 @@ class RlbenchError(LlarvaError):
     """RLBench is not installed as needed, or cannot do what was asked."""
 
 
-class RequestFailed(RlbenchError):
-    """A request that RLBench answered with an exception, or not at all; `failure` is one word for it."""
-
-    def __init__(self, failure: str, message: str) -> None:
-        super().__init__(message)
-        self.failure = failure
-
-    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
-        return type(self), (self.failure, str(self))  # whole on its way to another process
-
-
+class RequestFailed(NamedFailure, RlbenchError):
+    """A request that RLBench answered with an exception, or not at all."""
 
 # %% ../../nbs/11m3_rlbench.simulator.ipynb #6445c860
 RENDERERS = ("opengl", "opengl3")
