@@ -229,7 +229,7 @@ def test_another_setting_or_another_store_is_never_mixed_in(store, tmp_path):
         writer.write(episode(99))
     with pytest.raises(RowError, match="another set of episodes"):
         build_rows(EpisodeStore(tmp_path / "other"), BuildConfig(PLAIN), tmp_path / "rows")
-    with pytest.raises(RowError, match="no id twice"):
+    with pytest.raises(RowError, match="in more than one store, '.*Label the stores one by one"):
         build_rows([store, store], BuildConfig(PLAIN), tmp_path / "twice")
     both = build_rows(
         [store, EpisodeStore(tmp_path / "other")], BuildConfig(PLAIN, episodes_per_shard=4), tmp_path / "both"

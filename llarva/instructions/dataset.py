@@ -7,6 +7,7 @@ __all__ = ['Stores', 'BuildSummary', 'build_rows', 'write_rows', 'RowStore', 'ow
 
 # %% ../../nbs/06f_instructions.dataset.ipynb #948d7bb7
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,10 +86,11 @@ def build_rows(
     """
     stores, folder = [stores] if isinstance(stores, EpisodeStore) else list(stores), Path(out)
     ids = [name for store in stores for name in store.ids]
-    if len(set(ids)) != len(ids) or not ids:
-        raise RowError(
-            f"The stores must hold at least one episode and no id twice: {len(ids)}, {len(set(ids))} different."
-        )
+    if not ids:
+        raise RowError(f"The stores hold no episode: {', '.join(str(store.folder) for store in stores)}.")
+    if again := [name for name, count in Counter(ids).items() if count > 1]:
+        raise RowError(f"{len(again)} episode ids are in more than one store, {again[0]!r} for one. Label the stores "
+                       "one by one; a training takes the rows of several folders.")
     without = [rejected(store.folder, store.ids) for store in stores]
     episodes = Stretches.of(stores, without, config.episodes_per_shard)
     if not episodes.episodes:
