@@ -34,9 +34,9 @@ from .tabletop.demos import EVALUATION_SEEDS, DemoConfig
 from .tabletop.recording import DemoSummary, record_demos
 from .tabletop.tasks.registry import get_task
 from .traces.projection import project_episode
-from .training.batches import Sampling
 from .training.config import TrainConfig, TrainResult
 from .training.loop import train
+from .training.sampling import Sampling
 
 # %% ../nbs/14a_quickstart.ipynb #db1a65b0
 OTHER_MODE = {"end_effector_delta": "joint_velocity", "joint_velocity": "end_effector_delta"}

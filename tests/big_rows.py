@@ -58,7 +58,7 @@ def iterating(folder: Path) -> None:
 
 
 def sampling(folder: Path) -> None:
-    from llarva.training.batches import RowSampler, Sampling, count_rows, open_rows
+    from llarva.training.sampling import RowSampler, Sampling, count_rows, open_rows
 
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         rows = open_rows([folder], Path(cache))
@@ -68,8 +68,8 @@ def sampling(folder: Path) -> None:
 
 
 def passes(folder: Path) -> None:
-    from llarva.training.batches import Sampling, count_rows, open_rows
     from llarva.training.passes import make_sampler
+    from llarva.training.sampling import Sampling, count_rows, open_rows
 
     with tempfile.TemporaryDirectory(dir=folder) as cache:
         rows = open_rows([folder], Path(cache))

@@ -38,7 +38,7 @@ from llarva.policy import PolicyError
 from llarva.robots import get_robot
 from llarva.tabletop.demos import DemoConfig
 from llarva.tabletop.recording import record_demos
-from llarva.training.batches import TrainingError, open_rows
+from llarva.training.sampling import TrainingError, open_rows
 from llarva.training.state import newest_state
 
 MODES = {"end_effector_delta": 0.5, "joint_velocity": 0.5}

@@ -28,22 +28,21 @@ from llarva.models.text import ACTION_NUMBER, EOS, IMAGE, POINT_NUMBER, PROMPT, 
 from llarva.models.tiny import TinySize, make_tiny
 from llarva.tabletop.demos import DemoConfig
 from llarva.tabletop.recording import record_demos
-from llarva.training.batches import (
-    BatchMaker,
-    RowSampler,
-    Sampling,
-    TrainingError,
-    count_rows,
-    dataset_shares,
-    number_kinds,
-    open_rows,
-    read_format,
-)
+from llarva.training.batches import BatchMaker, number_kinds
 from llarva.training.config import TrainConfig
 from llarva.training.loop import StepBatches, train
 from llarva.training.losses import LossWeights
 from llarva.training.module import TrainingModule, object_names
 from llarva.training.optimizers import schedule
+from llarva.training.sampling import (
+    RowSampler,
+    Sampling,
+    TrainingError,
+    count_rows,
+    dataset_shares,
+    open_rows,
+    read_format,
+)
 from llarva.training.state import newest_state
 
 SMALL = TinySize(width=32, mlp_width=48, heads=2, vision_layers=1, text_layers=1)

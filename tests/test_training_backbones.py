@@ -24,10 +24,10 @@ from llarva.policy import Policy
 from llarva.robots import ControlMode, get_robot
 from llarva.tabletop.demos import DemoConfig
 from llarva.tabletop.recording import record_demos
-from llarva.training.batches import Sampling, TrainingError
 from llarva.training.config import TrainConfig
 from llarva.training.loop import train
 from llarva.training.losses import LossWeights
+from llarva.training.sampling import Sampling, TrainingError
 from llarva.training.state import newest_state
 
 MODE = "joint_velocity"

@@ -15,9 +15,9 @@ import torch
 from test_training import configure, rows, trained  # noqa: F401
 
 from llarva.models.adapters import LoraSettings
-from llarva.training.batches import TrainingError
 from llarva.training.loop import train
 from llarva.training.origins import ORIGINS, checkpoint_fingerprint
+from llarva.training.sampling import TrainingError
 from llarva.training.state import load_state, newest_state, save_state
 
 

@@ -27,7 +27,7 @@ from llarva.models.text import IMAGE, PROMPT, TEXT, pixel_values, special_ids
 from llarva.models.tiny import make_tiny
 from llarva.runs import check_parameters, find_notebook, notebook_parameters
 from llarva.training import kept_rows
-from llarva.training.batches import BatchMaker, RowSampler, Sampling, TrainingError, open_rows
+from llarva.training.batches import BatchMaker
 from llarva.training.config import TrainConfig
 from llarva.training.features import FeatureStore, compute_features
 from llarva.training.kept_rows import keep_rows
@@ -37,6 +37,7 @@ from llarva.training.loop import StepBatches, pass_shares, run_share, train
 from llarva.training.losses import PARTS, LossWeights, answer_losses
 from llarva.training.module import TrainingModule, object_names, set_speed
 from llarva.training.passes import PassSampler
+from llarva.training.sampling import RowSampler, Sampling, TrainingError, open_rows
 from llarva.training.state import newest_state
 
 PLAIN = LossWeights(text=0.3)

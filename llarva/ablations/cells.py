@@ -24,9 +24,9 @@ from ..evaluation.players import Loaded, load_either
 from ..evaluation.rollouts import evaluate
 from ..evaluation.scenes import EvaluationConfig
 from ..models.checkpoints import CARD, load_checkpoint, refitted, save_checkpoint
-from ..training.batches import Sampling, read_format
 from ..training.config import TrainConfig
 from ..training.loop import train
+from ..training.sampling import Sampling, read_format
 
 # %% ../../nbs/14b3_ablations.cells.ipynb #a9560d7f
 PERCEPTION_SEEDS = 1_000_000

@@ -20,7 +20,7 @@ from .words import BaselineError, Vocabulary
 from ..episodes.records import decode_image
 from ..errors import unknown_choice
 from ..instructions.format import InstructionFormat
-from ..training.batches import RowSampler
+from ..training.sampling import RowSampler
 
 # %% ../../nbs/08f2_baselines.samples.ipynb #19140034
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ from .samples import Samples, StepSamples, rows_of_mode, survey
 from ..errors import unknown_choice
 from ..instructions.dataset import RowStore
 from ..instructions.format import InstructionFormat
-from ..training.batches import RowSampler, Sampling, TrainingError, open_rows, read_format
 from ..training.config import PRECISIONS, TrainingLog, TrainResult
 from ..training.optimizers import make_optimizers, schedule, set_learning_rates
+from ..training.sampling import RowSampler, Sampling, TrainingError, open_rows, read_format
 from ..training.state import fingerprint, load_state, newest_state, save_state
 
 # %% ../../nbs/08f6_baselines.training.ipynb #1fb4556e

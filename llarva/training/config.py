@@ -19,9 +19,9 @@ from torch import Tensor
 from ..errors import unknown_choice
 from ..models.adapters import LoraSettings
 from ..models.tiny import TinySize
-from .batches import Sampling, TrainingError
 from .layout import ARRANGEMENTS
 from .losses import LossWeights
+from .sampling import Sampling, TrainingError
 from .state import fingerprint
 
 # %% ../../nbs/08b2_training.config.ipynb #9f89b694

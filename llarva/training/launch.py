@@ -20,8 +20,8 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations import unset_hf_deepspeed_config
 
-from .batches import TrainingError
 from .config import TrainConfig
+from .sampling import TrainingError
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 # one process hashes and converts rows, merges and writes while the others wait; a process that dies is noticed by the

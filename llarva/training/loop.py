@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
 from ..models.text import pixel_values, special_ids
-from .batches import BatchMaker, RowSampler, TrainingError, count_rows, open_rows
+from .batches import BatchMaker
 from .config import TrainConfig, TrainingLog, TrainResult
 from .features import FeatureStore, compute_features, tower_fingerprint
 from .kept_rows import keep_rows
@@ -37,6 +37,7 @@ from .module import TrainingModule, object_names, save_result, set_speed, start_
 from .optimizers import hold_in_float32, make_optimizers, schedule, set_learning_rates
 from .origins import check_origins, check_result, find_origins, rows_digest, write_origins
 from .passes import make_sampler
+from .sampling import RowSampler, TrainingError, count_rows, open_rows
 from .shards import mark_places, put_weights
 from .state import load_state, newest_state, save_state
 

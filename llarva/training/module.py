@@ -37,11 +37,11 @@ from llarva.models.text import (
     relate_names,
 )
 from ..models.tiny import TinyLlava, make_tiny
-from .batches import TrainingError, read_format, read_formats
 from .config import TrainConfig
 from .layout import LAYOUT_POSITION, attention_mask
 from .losses import PARTS, DenseHead, LossWeights, answer_losses, dense_loss
 from .optimizers import hold_as_before
+from .sampling import TrainingError, read_format, read_formats
 
 # %% ../../nbs/08b3_training.module.ipynb #27794308
 class TrainingModule(nn.Module):

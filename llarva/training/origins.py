@@ -15,7 +15,7 @@ from pathlib import Path
 from ..episodes.shards import write_atomically
 from ..instructions.dataset import RowStore
 from ..models.checkpoints import CARD, read_card
-from .batches import TrainingError
+from .sampling import TrainingError
 
 # %% ../../nbs/08b0_training.origins.ipynb #10c98a48
 CONTENTS = frozenset({".safetensors", ".json", ".model", ".jinja"})

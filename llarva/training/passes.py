@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .batches import RowSampler, Sampling
+from .sampling import RowSampler, Sampling
 
 # %% ../../nbs/08a3_training.passes.ipynb #f78aaf3b
 class PassSampler(RowSampler):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .batches import TrainingError
+from .sampling import TrainingError
 
 # %% ../../nbs/08b_training.shards.ipynb #eac2f57c
 def whole(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .batches import TrainingError
+from .sampling import TrainingError
 from .shards import is_zero, put_moments, put_weights, put_zero_state, whole_state
 
 # %% ../../nbs/08b_training.state.ipynb #52d92f8d
