@@ -19,7 +19,7 @@ from llarva.episodes.records import (
     image_size,
 )
 from llarva.kinematics import rotation_matrix
-from llarva.robots import RobotError
+from llarva.robots import ControlMode, RobotError
 
 
 def test_images_round_trip():
@@ -131,5 +131,8 @@ def test_actions_that_cannot_be_had():
             actions_in(bare, mode)
     with pytest.raises(RobotError, match="control mode"):
         actions_in(bare, "nonsense")
+    odd = ControlMode("normalised", "normalised", ("a",) * 8, ("unverified",) * 8, ("s",), own_state=True)
+    with pytest.raises(EpisodeError, match="in 'normalised' cannot be told. Valid modes: its own, joint_velocity"):
+        actions_in(make_episode(), odd)
     assert actions_in(make_episode(length=1), "joint_velocity").shape == (0, 8)
     assert actions_in(make_episode(length=1), "end_effector_delta").shape == (0, 7)

@@ -155,6 +155,8 @@ def test_broken_episodes_are_refused_by_name():
         episode_rows(blind, BuildConfig(PLAIN))
     with pytest.raises(RowError, match=r"wave-7.*\(48, 64\).*\(32, 32\)"):
         episode_rows(made, BuildConfig(dataclasses.replace(PLAIN, image_size=(32, 32))))
+    with pytest.raises(RowError, match=r"wave-7.*without '<' and '>', not 'wave <left>'"):
+        episode_rows(dataclasses.replace(made, instructions=("wave <left>",)), BuildConfig(PLAIN))
     with pytest.raises(RowError, match="sawyer"):
         episode_rows(dataclasses.replace(made, robot="sawyer"), BuildConfig(PLAIN))
     assert episode_rows(dataclasses.replace(made, steps=made.steps[:1]), BuildConfig(PLAIN)) == []

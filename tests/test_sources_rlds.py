@@ -13,8 +13,9 @@ from llarva.episodes.records import Episode, Step, decode_image, encode_image, e
 from llarva.sources.opcodes import SourceError
 from llarva.sources.report import RecordError
 from llarva.sources.rlds import RldsEpisodes
+from llarva.sources.rlds_fields import _text
 from llarva.sources.rlds_writer import write_rlds
-from llarva.sources.tf_example import parse_example
+from llarva.sources.tf_example import ExampleError, parse_example
 from llarva.sources.tfds_features import decode
 from llarva.sources.tfds_folder import open_tfds, scan_shard
 
@@ -296,6 +297,21 @@ def recorded(seed, steps=4, **changes):
         steps=made,
     )
     return replace(episode, **changes)
+
+
+def test_one_text_in_a_list_is_that_text():
+    said = np.array([b" pick up\n the cup"], object)
+    assert _text(said, "text", "language") == _text(said[0], "text", "language") == "pick up the cup"
+    assert _text(np.array([104, 105, 10, 104, 0]), "code_points", "language") == "hi h"
+    with pytest.raises(ExampleError, match="holds 2 texts"):
+        _text(np.array([b"a", b"b"], object), "text", "language")
+
+
+def test_success_that_nobody_knows_stays_unknown(tmp_path):
+    wanted = [None, True, False]
+    write_rlds(tmp_path, [recorded(k, 3, success=known) for k, known in enumerate(wanted)], "kitchen")
+    read = RldsEpisodes(tmp_path / "kitchen", load_card(tmp_path / "kitchen.md"))
+    assert [episode.success for episode in read] == wanted
 
 
 def test_writer_round_trip(tmp_path):

@@ -89,6 +89,19 @@ def test_planted_faults_are_found(clean: list[Episode], card: Card, name: str) -
     assert np.mean(found) >= 0.95, f"{sum(found)} of {len(found)}"
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_stuck_detections_are_found_where_few_steps_have_a_picture(clean: list[Episode], keep: int) -> None:
+    found, quiet = [], []
+    for episode in clean:
+        steps = tuple(step if t % keep == 0 else replace(step, image=None) for t, step in enumerate(episode.steps))
+        thin, points = replace(episode, steps=steps), path(episode)
+        points[[t for t in range(len(points)) if t % keep]] = np.nan
+        quiet.append(audit_episode(thin, detected(thin, points)))
+        stuck = np.where(np.isfinite(points), points[0], np.nan)
+        found.append("stuck" in {one.check for one in audit_episode(thin, detected(thin, stuck))})
+    assert all(found) and not any(quiet)
+
+
 def test_worse_faults_are_more_severe(clean: list[Episode]) -> None:
     episode = clean[0]
     severities = []
@@ -182,7 +195,7 @@ def test_own_layouts_are_read_by_their_units(clean: list[Episode]) -> None:
 @given(st.text(max_size=80))
 def test_any_text_is_judged(text: str) -> None:
     assert is_sentence(text) in (True, False)
-    if not any(character.isalpha() for character in text):
+    if not any(character.isalpha() for character in text) or set(text) & set("<>\n\r"):
         assert not is_sentence(text)
 
 

@@ -178,6 +178,11 @@ def test_imported_pictures_have_the_size_of_the_import(tmp_path: Path) -> None:
         (tmp_path / "import.json").write_text(json.dumps({"source": "rlds", "image_size": size}))
         table = audit_store(store, tmp_path / f"audit-{size}", card=card)
         assert table.counts()["card"] == (number, 1), size
+    for camera, number in ((card.camera.key, 1), ("steps/observation/wrist", 0)):
+        (tmp_path / "import.json").write_text(json.dumps({"image_size": None, "camera": camera}))
+        assert audit_store(store, tmp_path / f"audit-{number}", card=card).counts()["card"] == (number, 1), camera
+    with pytest.raises(AuditError, match="another card"):
+        audit_store(store, tmp_path / "audit-0", card=replace(card, rate_hz=99.0))
     (tmp_path / "import.json").unlink()
     assert card_as_stored(card, store.folder) is card and card_as_stored(None, store.folder) is None
 

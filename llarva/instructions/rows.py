@@ -19,6 +19,7 @@ from ..episodes.records import Episode, actions_in, image_size
 from ..errors import LlarvaError
 from .format import InstructionFormat
 from .numbers import Array
+from .reader import InstructionError
 from .wordings import get_template
 from ..kinematics import proprioception
 from ..robots import ControlMode, get_robot
@@ -223,7 +224,7 @@ def episode_rows(
                 form,
                 mode,
                 {
-                    "prompt": form.prompt(episode.instructions[draws.phrase[t]], shown, mode, trace is not None),
+                    "prompt": _prompt(episode, form, episode.instructions[draws.phrase[t]], shown, mode, trace),
                     "answer": form.answer(trace, chunks[mode][t], mode),
                 },
             )
@@ -240,6 +241,13 @@ def episode_rows(
     return rows
 
 # %% ../../nbs/06e_instructions.rows.ipynb #fecfcd7c
+def _prompt(episode: Episode, form: InstructionFormat, said: str, states: Array, mode: str, trace: Array | None) -> str:
+    try:
+        return form.prompt(said, states, mode, trace is not None)
+    except InstructionError as error:
+        raise RowError(f"Episode {episode.episode_id!r}: {error}") from error
+
+
 def _row(episode: Episode, t: int, form: InstructionFormat, mode: str, texts: dict[str, str]) -> dict[str, Any]:
     step = episode.steps[t]
     names, points = _objects(episode, t)

@@ -151,7 +151,7 @@ def _success(reader: RecordReader, path: str | None) -> bool | None:
         raise ExampleError(f"feature {path!r} has a different number of values at each step") from error
     if not values.size or values.dtype.kind not in "fiub":
         raise ExampleError(f"feature {path!r} must tell success by a number, it holds {values.size} of {values.dtype}")
-    return bool(values[-1] > 0.5)
+    return bool(values[-1] > 0.5) if np.isfinite(values[-1]) else None
 
 
 def _episode(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FloatRows', 'RecordReader', 'find_leaf', 'read_rotation', 'read_openings', 'read_part', 'read_parts', 'Stretch',
-           'read_language', 'read_pictures']
+           'one_line', 'read_language', 'read_pictures']
 
 # %% ../../nbs/04d0_sources.rlds_fields.ipynb #1e5fb855
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,15 +163,24 @@ class Stretch:
     instructions: tuple[str, ...]
 
 
+def one_line(text: str) -> str:
+    """The text without line breaks, which no prompt may hold."""
+    return re.sub(r"\s*[\r\n]+\s*", " ", text).strip()
+
+
 def _text(item: Any, encoding: str, path: str) -> str:
+    if encoding == "text" and isinstance(item, np.ndarray):
+        if item.size != 1:
+            raise ExampleError(f"feature {path!r} holds {item.size} texts where one was to be expected")
+        item = item.reshape(-1)[0]
     try:
         if encoding == "text":
-            return bytes(item).decode("utf-8").strip()
+            return one_line(bytes(item).decode("utf-8"))
         codes = np.asarray(item).reshape(-1).astype(np.int64)
         end = np.flatnonzero(codes == 0)
         text = "".join(map(chr, codes[: end[0] if end.size else None].tolist()))
         text.encode("utf-8")
-        return text.strip()
+        return one_line(text)
     except (TypeError, ValueError, OverflowError) as error:
         raise ExampleError(f"feature {path!r} is not {encoding.replace('_', ' ')}: {error}") from error
 

@@ -68,6 +68,10 @@ def _stack(rows: Iterable[ArrayLike | None]) -> NDArray[np.float32]:
     return np.array([np.asarray(row, np.float32) for row in rows]).ravel()
 
 
+def _reward(episode: Episode) -> float:
+    return np.nan if episode.success is None else float(episode.success)  # nobody knows is not no
+
+
 def _record(episode: Episode, form: _Form) -> bytes:
     steps, count = episode.steps, len(episode.steps)
     flags = np.arange(count)
@@ -78,7 +82,7 @@ def _record(episode: Episode, form: _Form) -> bytes:
         # The last action is a place holder: an RLDS step has one, and nothing follows it.
         "steps/action": _stack(np.zeros(form.action) if step.action is None else step.action for step in steps),
         "steps/language_instruction": [episode.instructions[0].encode()] * count,
-        "steps/reward": ((flags == count - 1) * float(episode.success is True)).astype(np.float32),
+        "steps/reward": np.where(flags == count - 1, _reward(episode), 0.0).astype(np.float32),
         "steps/discount": np.ones(count, np.float32),
         "steps/is_first": (flags == 0).astype(np.int64),
         "steps/is_last": (flags == count - 1).astype(np.int64),

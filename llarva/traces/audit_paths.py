@@ -129,19 +129,23 @@ def find_stuck(view: View, limits: AuditLimits) -> Found:
     """Points that stand while the hand travels."""
     if view.trace is None or view.size is None or len(view.trace) != view.count:
         return None
-    points = np.where(view.trace.visible[:, None], view.trace.points, np.nan).astype(np.float64)
+    at = judged_steps(view)
+    points = np.where(view.trace.visible[:, None], view.trace.points, np.nan)[at].astype(np.float64)
     travel, radius = _travel(view), limits.still * view.diagonal
-    wait = view.steps_in(limits.stuck_seconds if travel is not None else limits.stuck_blind_seconds)
+    seconds = limits.stuck_seconds if travel is not None else limits.stuck_blind_seconds
+    wait = max(2, round(view.steps_in(seconds) / _stride(at)))
     best, start = (0.0, (0, 0)), 0
-    while start + wait <= view.count:
+    while start + wait <= len(at):
         stop = _still(points, start, radius)
+        steps = (int(at[start]), int(at[stop - 1]) + 1)
         if stop - start >= wait:
-            moved = (stop - start) * view.dt if travel is None else float(travel[stop - 1] - travel[start])
-            best = max(best, (moved, (start, stop)))
+            lasted = (steps[1] - steps[0]) * view.dt
+            moved = lasted if travel is None else float(travel[steps[1] - 1] - travel[steps[0]])
+            best = max(best, (moved, steps))
         start += 1 if stop - start < wait else max(1, (stop - start) // 4)
     moved, steps = best
     limit = limits.stuck_travel if travel is not None else limits.stuck_blind_seconds
-    if moved < limit or (travel is None and steps == (0, view.count)):
+    if moved < limit or (travel is None and steps == (int(at[0]), int(at[-1]) + 1)):
         return ()
     meanwhile = f" while the hand travels {moved:.2f} m" if travel is not None else ""
     message = f"The point stands for {(steps[1] - steps[0]) * view.dt:.1f} s{meanwhile}."

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from ..cards import Card
+from ..cards import CameraView, Card
 from ..episodes.records import image_size
 from ..robots import ROBOTS
 from .audit_findings import AuditLimits, Finding, Floats, View, above
@@ -30,10 +30,10 @@ PLACEHOLDERS: Final = frozenset(
 
 
 def is_sentence(text: str) -> bool:
-    """Whether a text can be an instruction: letters, no placeholder, no unfilled slot, no list of numbers."""
+    """Whether a text can be an instruction: letters, one line, no placeholder, no unfilled slot, no list of numbers."""
     plain = re.sub(r"[\W_]+", " ", text.lower()).strip()
     letters = sum(character.isalpha() for character in text)
-    slots = re.search(r"\{\w*\}|<\w+>|\\x[0-9a-f]{2}|�|^b['\"]", text)
+    slots = re.search(r"\{\w*\}|[<>\n\r]|\\x[0-9a-f]{2}|�|^b['\"]", text)
     return plain not in PLACEHOLDERS and letters >= 2 and letters * 2 >= len(plain.replace(" ", "")) and not slots
 
 
@@ -113,15 +113,18 @@ def stored_size(card: Card) -> tuple[int, int] | None:
 
 
 def card_as_stored(card: Card | None, store: Path) -> Card | None:
-    """The card with the size in which an import has written the pictures of `store`, where it has changed it."""
+    """The card with the camera and the size of pictures of `store`, where an import has chosen others."""
     try:
-        size = json.loads((store.parent / "import.json").read_text(encoding="utf-8"))["image_size"]
+        held = json.loads((store.parent / "import.json").read_text(encoding="utf-8"))
+        size, camera = held["image_size"], held.get("camera")
         changed = None if size is None else (int(size[0]), int(size[1]))
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return card  # not made by an import
-    if card is None or changed is None:
-        return card
-    return replace(card, camera=replace(card.camera, image_size=changed, turn=0))
+    if card is None:
+        return None
+    if camera not in (None, card.camera.key):  # what the card knows of its own camera does not hold for another
+        return replace(card, camera=CameraView(str(camera), changed, None))
+    return card if changed is None else replace(card, camera=replace(card.camera, image_size=changed, turn=0))
 
 
 def find_card(view: View, limits: AuditLimits) -> Found:

@@ -161,7 +161,8 @@ def audit_store(
     maker = "projection" if traces is None else str(name)
     wanted = {
         "version": VERSION, "kind": "audit", "store": store.fingerprint(), "limits": limits.to_json(),
-        "card": None if card is None else card.name, "traces": maker, "episodes_per_part": episodes_per_part,
+        "card": None if card is None else f"{card.name} {card.digest}", "traces": maker,
+        "episodes_per_part": episodes_per_part,
     }  # fmt: skip
     index = _open_index(folder, json.loads(json.dumps(wanted)))
     if not index["complete"]:
