@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from patch_world import Patches, make_checkpoint
 from scipy.special import betaln
 
-from llarva.evaluation.choosing import choose
+from llarva.evaluation.choosing import choose, exact_success
 from llarva.evaluation.comparing import compare_checkpoints, looks_of, task_tests
 from llarva.evaluation.literature import comparison_page, literature
 from llarva.evaluation.players import fingerprint, load_either
@@ -126,6 +126,13 @@ def test_a_comparison_stops_early_and_goes_on(tmp_path: Path) -> None:
     mean, tests = task_tests(strict)
     assert mean.estimate == 1.0 and [row["only a"] for row in tests] == [12, 12]
     assert json.loads((tmp_path / "comparison.json").read_text())["verdict"] is None
+
+
+def test_equal_means_are_equal_whatever_the_order_of_the_tasks() -> None:
+    def rows(*successes: int) -> list[dict[str, Any]]:
+        return [{"task": str(task), "success": k < n} for task, n in enumerate(successes) for k in range(25)]
+
+    assert exact_success(rows(1, 1, 12)) == exact_success(rows(12, 1, 1)) < exact_success(rows(1, 2, 12))
 
 
 def test_a_choice_is_made_on_validation_scenes_and_kept(tmp_path: Path) -> None:

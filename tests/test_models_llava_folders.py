@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from tiny_backbones import llama_tokenizer
 from torch import Tensor
 
+from llarva.evaluation.players import fingerprint
 from llarva.metrics import read_metrics
 from llarva.models.backbones import load, load_model_folder
 from llarva.models.checkpoints import load_checkpoint
@@ -240,6 +242,15 @@ def test_a_converted_release_drives_and_can_be_asked_both_ways(parts: Parts, tmp
     config = ConvertConfig(**places, out_dir=str(tmp_path / "run"), image_size=(30, 60), half=False)
     told = convert_checkpoint(config)
     assert convert_checkpoint(config) == told  # an interrupted conversion goes on
+    with pytest.raises(ConversionError, match="another conversion; it differs in chat, half"):
+        convert_checkpoint(replace(config, half=True, chat="llava-v1"))
+    (tmp_path / "run" / "conversion.json").unlink()
+    with pytest.raises(ConversionError, match="was not made by a conversion"):
+        convert_checkpoint(config)
+    read_otherwise = load_checkpoint(told["checkpoint"], template="llarva-v7")
+    assert fingerprint(read_otherwise) == fingerprint(load_checkpoint(told["checkpoint"], template="llarva-v7"))
+    other = replace(read_otherwise, processor=replace(read_otherwise.processor, chat_template="{{ messages }}"))
+    assert fingerprint(other) != fingerprint(read_otherwise), "asked in another frame it answers otherwise"
     checkpoint = load_checkpoint(told["checkpoint"], template="llarva-v7")
     policy = Policy(checkpoint, "joint_velocity", with_trace=False)
     policy.reset(["push the button"])

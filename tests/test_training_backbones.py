@@ -27,6 +27,7 @@ from llarva.tabletop.recording import record_demos
 from llarva.training.config import TrainConfig
 from llarva.training.loop import train
 from llarva.training.losses import LossWeights
+from llarva.training.optimizers import make_optimizers
 from llarva.training.sampling import Sampling, TrainingError
 from llarva.training.state import newest_state
 
@@ -89,21 +90,28 @@ def test_all_weights_learn_and_the_same_seed_gives_the_same_bytes(rows: Path, tm
     assert [p.read_bytes() for p in files[0]] == [p.read_bytes() for p in files[1]]
 
 
-def test_the_projector_has_a_rate_of_its_own(rows: Path, tmp_path: Path) -> None:
-    start = base("llava", tmp_path)
-    old = load_checkpoint(start).model.state_dict()
-    config = replace(configure(rows, tmp_path / "out", start), lora=LoraSettings(4, 8, 0.0), steps=1)
+WITH_PROJECTOR = LoraSettings(4, 8, 0.0, projector=True)
+
+
+@pytest.mark.parametrize("family", PARTS)
+def test_the_projector_has_a_rate_of_its_own(family: str, rows: Path, tmp_path: Path) -> None:
+    start = base(family, tmp_path)
+    model = load_checkpoint(start).model
+    old, between = model.state_dict(), f"{projectors(model)[0]}."
+    config = replace(configure(rows, tmp_path / "out", start), lora=WITH_PROJECTOR, steps=1)
     moves = {}
     for rate in (1e-6, 1e-2):
         out = replace(config, out_dir=str(tmp_path / str(rate)), projector_learning_rate=rate)
         new = load_checkpoint(train(out).checkpoint).model.state_dict()
         moves[rate] = [max(float((new[n] - old[n]).abs().max()) for n in old if part in n)
-                       for part in ("multi_modal_projector", "q_proj")]  # fmt: skip
+                       for part in (between, "q_proj")]  # fmt: skip
     assert 0 < moves[1e-6][0] < 1e-5 < 1e-3 < moves[1e-2][0]
     assert moves[1e-6][1] == pytest.approx(moves[1e-2][1], rel=1e-3)
 
 
-WITH_PROJECTOR = LoraSettings(4, 8, 0.0, projector=True)
+def test_a_rate_for_a_projector_that_is_not_trained_is_refused() -> None:
+    with pytest.raises(TrainingError, match="no projector is trained .projectors: model.connector"):
+        make_optimizers(torch.nn.Linear(2, 2), 1e-3, 0.0, None, 1e-4, projectors=["model.connector"])
 
 
 @pytest.mark.parametrize(

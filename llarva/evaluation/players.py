@@ -28,6 +28,7 @@ from .scenes import DECODING, SIMULATORS, Environment, EvaluationConfig, scenes_
 from .video import film_bytes, png_bytes, strip
 from ..instructions.wordings import get_template
 from ..models.checkpoints import Checkpoint, load_checkpoint
+from ..models.readers import Reader
 from ..policy import Policy
 
 # %% ../../nbs/12d1_evaluation.players.ipynb #6078bf09
@@ -93,9 +94,13 @@ def make_policy(checkpoint: Loaded, config: EvaluationConfig) -> Drives:
 
 # %% ../../nbs/12d1_evaluation.players.ipynb #dfd22dc4
 def fingerprint(checkpoint: Loaded) -> str:
-    """SHA-256 of a checkpoint's weights and format, or of a baseline's weights and card."""
+    """SHA-256 of a checkpoint's weights, format and way of reading, or of a baseline's weights and card."""
     described = checkpoint.card() if isinstance(checkpoint, Baseline) else checkpoint.format.to_json()
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    reader = checkpoint.processor if isinstance(checkpoint, Checkpoint) else None
+    if isinstance(reader, Reader):
+        words = json.dumps(reader.tokenizer.get_vocab(), sort_keys=True)
+        digest.update("\n".join((reader.chat_template, reader.image_processor.to_json_string(), words)).encode())
     for name, tensor in sorted(checkpoint.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -22,6 +22,7 @@ from llarva.evaluation.players import (
     MakeEnvironment,
     Played,
     Player,
+    find_device,
     fingerprint,
     load_either,
     make_environment,
@@ -47,7 +48,8 @@ def claim(config: EvaluationConfig, checkpoint: Loaded) -> Path:
     folder = Path(config.out_dir)
     mine = json.loads(json.dumps(config.identity())) | {"fingerprint": fingerprint(checkpoint)}
     precision = str(next(checkpoint.model.parameters()).dtype).removeprefix("torch.")
-    mine |= {} if precision == "float32" else {"precision": precision}
+    if precision != "float32":  # where ties may break otherwise on another device
+        mine |= {"precision": precision, "device": find_device(config.device).type}
     path = folder / "evaluation.json"
     if not path.is_file():
         write_whole(path, (json.dumps(mine, indent=1, sort_keys=True) + "\n").encode())

@@ -250,6 +250,10 @@ def refitted(checkpoint: Checkpoint, format: InstructionFormat, seed: int) -> Ch
 
 # %% ../../nbs/07b_models.checkpoints.ipynb #9059d1c9
 def half_size(checkpoint: Path | str, folder: Path | str) -> Path:
-    """Write a copy of a checkpoint whose weights are bfloat16; both folders may be the same."""
+    """Write a copy of a checkpoint whose weights are bfloat16; both folders may be the same.
+
+    Rows kept for the self-test are not copied, since their answers are those of the weights before: keep some anew with
+    `llarva.training.kept_rows.keep_rows`.
+    """
     source = load_checkpoint(checkpoint)
     return save_checkpoint(Path(folder), source.model.to(torch.bfloat16), source.processor, source.format, source.info)

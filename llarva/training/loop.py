@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
+from ..models.backbones import projectors
 from ..models.text import pixel_values, special_ids
 from .batches import BatchMaker
 from .config import TrainConfig, TrainingLog, TrainResult
@@ -39,7 +41,7 @@ from .origins import check_origins, check_result, find_origins, rows_digest, wri
 from .passes import make_sampler
 from .sampling import RowSampler, TrainingError, count_rows, open_rows
 from .shards import mark_places, put_weights
-from .state import load_state, newest_state, save_state
+from .state import load_state, newest_state, save_state, state_step
 
 # %% ../../nbs/08c_training.loop.ipynb #fb9878fb
 @dataclass(frozen=True)
@@ -175,9 +177,10 @@ def run_training(config: TrainConfig) -> TrainResult:
         module = TrainingModule(model, maker.numbers, config.weights, len(names), config.dense_cells).train()
     set_speed(module, config)
     hold_in_float32(module, everything=config.precision == "no")
+    inner = module.llava.get_base_model() if isinstance(module.llava, PeftModel) else module.llava
     optimizers = make_optimizers(
         module, config.learning_rate, config.weight_decay, config.matrix_learning_rate,
-        config.projector_learning_rate, config.betas,
+        config.projector_learning_rate, config.betas, projectors(inner),
     )
     states, log = out / "state", TrainingLog(out / "log.jsonl")
     mark_places(optimizers)
@@ -241,13 +244,15 @@ def train(config: TrainConfig) -> TrainResult:
     """
     if config.processes == 1 or "WORLD_SIZE" in os.environ:
         return run_training(config)
+    newest = newest_state(Path(config.out_dir) / "state")
+    done = state_step(newest) if newest else 0
     started = time.perf_counter()
     torch.multiprocessing.spawn(run_share, args=(config, free_port()), nprocs=config.processes)
     seconds = time.perf_counter() - started
     lines = (Path(config.out_dir) / "log.jsonl").read_text().splitlines()
     log = tuple(json.loads(line) for line in lines)
     return TrainResult(Path(config.out_dir) / "checkpoint", log, config.steps, seconds,
-                       config.steps * config.sampling.batch_size / seconds)
+                       (config.steps - done) * config.sampling.batch_size / seconds)
 
 
 def run_share(rank: int, config: TrainConfig, port: int) -> None:
