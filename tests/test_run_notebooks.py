@@ -14,7 +14,7 @@ from llarva.quickstart import QuickstartConfig
 from llarva.runs import run_notebook
 from llarva.tabletop.tasks.registry import TASKS
 from llarva.traces.audit_table import AuditTable
-from llarva.traces.detection_model import load_detector
+from llarva.traces.detection_model import detector_mark, load_detector
 
 SMALL = {"steps": 2, "batch_size": 4, "width": 32, "vision_layers": 1, "text_layers": 1}
 
@@ -61,7 +61,7 @@ def test_detectors_are_audited_and_label(chain: Path, tmp_path: Path) -> None:
     run_notebook("audit", tmp_path / "audit", {"episodes": store, **chosen})
     audit = AuditTable(tmp_path / "audit" / "audit")
     traced_by = read_metrics(tmp_path / "audit")["parameters"]["traces"]
-    assert audit.info["traces"] == traced_by == f"detector {base}, gripper"
+    assert audit.info["traces"] == traced_by == f"detector {base} ({detector_mark(base)}), gripper"
     assert {row["trace_source"] for row in audit.episodes()} == {"detection"}
     assert audit.counts()["coverage"] == (2, 2), "random weights find no hand in most pictures"
     run_notebook("label", tmp_path / "label", {"episodes": [store], **chosen})

@@ -32,6 +32,7 @@ from llarva.traces.decisions import (
     rejected,
     write_decisions,
 )
+from llarva.traces.detection_model import detector_mark
 from llarva.widgets.audit import AuditBrowser, review_list
 
 FORM = InstructionFormat("llarva-workbench-v1", DecimalNumbers(), "panda", 1, 2, 4, (64, 64))
@@ -207,7 +208,7 @@ def test_explore_notebook_runs(store: EpisodeStore, detector: str | None) -> Non
             exec(compile(source, str(NOTEBOOK), "exec"), scope)
     audit = scope["audit"]
     assert {one.episode_id for one in audit.findings("language")} == {"b"}
-    assert audit.info["traces"] == ("detector shipped" if detector else "projection")
+    assert audit.info["traces"] == (f"detector shipped ({detector_mark()})" if detector else "projection")
     assert {row["trace_source"] for row in audit.episodes()} == {"detection" if detector else "projection"}
     assert scope["browser"].scene.trace.source == ("detection" if detector else "projection")
     assert audit.counts()["disagreement"][1] > 0 or not detector, "both exist, so they are compared"

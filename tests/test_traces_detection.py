@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llarva.traces import detection_training
+from llarva.traces.detection import EpisodeTracer
 from llarva.traces.detection_data import (
     DetectionError,
     draw_set,
@@ -136,6 +138,21 @@ def test_a_killed_training_ends_with_the_same_weights(
     assert [row["loss"] for row in whole.log] == pytest.approx([row["loss"] for row in result.log], abs=1e-9)
     with pytest.raises(DetectionError, match="other parameters"):
         train_detector(replace(halted, learning_rate=5e-4))
+
+
+def test_more_pictures_are_another_training(squares: Path, tmp_path: Path) -> None:
+    shutil.copytree(squares, tmp_path / "squares")
+    config = DetectorTraining({str(tmp_path / "squares"): 1.0}, str(tmp_path / "out"), size=SMALL, steps=1,
+                              batch_size=2)  # fmt: skip
+    train_detector(config)
+    mark = EpisodeTracer.from_checkpoint(tmp_path / "out" / "checkpoint").name
+    file = next((tmp_path / "squares").glob("*.parquet"))
+    shutil.copy(file, file.with_name("more.parquet"))
+    with pytest.raises(DetectionError, match="other parameters"):
+        train_detector(config)
+    shutil.rmtree(tmp_path / "out")
+    train_detector(config)
+    assert EpisodeTracer.from_checkpoint(tmp_path / "out" / "checkpoint").name != mark, "another detector at its place"
 
 
 def test_one_of_several_classes_is_fine_tuned(squares: Path, tmp_path: Path) -> None:

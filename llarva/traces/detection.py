@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..episodes.records import Episode, image_size
 from .detection_data import DetectionError, LabelledPicture
-from .detection_model import Detections, Detector, load_detector
+from .detection_model import Detections, Detector, detector_mark, load_detector
 from .detection_tracks import TrackModel, track
 from .projection import Trace, TraceError, project_episode
 
@@ -124,8 +124,9 @@ class EpisodeTracer:
     def from_checkpoint(cls, folder: str | Path | None = None, label: str | None = None) -> "EpisodeTracer":
         """The tracer of a checkpoint folder (see `load_detector`); None or "shipped" is the shipped detector."""
         folder = None if folder == "shipped" else folder
-        name = f"detector {folder or 'shipped'}" + (f", {label}" if label else "")
-        return cls(load_detector(folder, label), name=name)
+        detector = load_detector(folder, label)
+        name = f"detector {folder or 'shipped'} ({detector_mark(folder)})" + (f", {label}" if label else "")
+        return cls(detector, name=name)
 
     def __call__(self, episode: Episode) -> Trace | None:
         """The trace of an episode, one point per step; None where nothing was found."""
