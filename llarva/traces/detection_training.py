@@ -133,7 +133,8 @@ def _load_state(path: Path, model: PreTrainedModel, optimizer: torch.optim.AdamW
     except (SafetensorError, OSError) as error:
         raise DetectionError(f"{path} cannot be read: {error}. Delete it to start again.") from error
     if about.get("identity") != identity:
-        raise DetectionError(f"{path} belongs to a training with other parameters, pictures or base. Choose another out_dir.")
+        raise DetectionError(f"{path} belongs to a training with other parameters, pictures or base. "
+                             "Choose another out_dir.")
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     for name, parameter in model.named_parameters():
         moments = {k: tensors[f"adam.{k}.{name}"] for k in ("step", "exp_avg", "exp_avg_sq")
