@@ -337,3 +337,9 @@ def test_baseline_sizes_reach_the_networks(tmp_path: Path) -> None:
     config = replace(configure(tmp_path), baseline_sizes=SMALL_NETWORKS)
     training = Cell(config, "act", 0, tmp_path).training()
     assert training.size == SMALL_NETWORKS["act"]  # type: ignore[union-attr]
+
+
+def test_the_published_page_is_that_of_the_published_rows() -> None:
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "pages" / "ablations.md").read_text(encoding="utf-8")
+    assert page.endswith("\n\n" + study_markdown(read_results(root / "nbs" / "runs" / "benchmark" / "ablations")))
