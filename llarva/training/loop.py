@@ -7,6 +7,7 @@ __all__ = ['StepBatches', 'pass_shares', 'gathering', 'one_step', 'keep_features
            'run_share']
 
 # %% ../../nbs/08c_training.loop.ipynb #0931c24f
+import hashlib
 import json
 import math
 import os
@@ -142,7 +143,8 @@ def keep_features(
         raise TrainingError(f"cache_features is for LLaVA; {name} mixes pictures and text in its own way.")
     if any(p.requires_grad for p in module.llava.model.vision_tower.parameters()):
         raise TrainingError("cache_features needs a frozen vision tower; this one is trained.")
-    known = f"{tower_fingerprint(module.llava)}-{config.precision}-{rows_digest(config.rows)}"
+    reading = hashlib.sha256(maker.processor.image_processor.to_json_string().encode()).hexdigest()[:12]
+    known = f"{tower_fingerprint(module.llava)}-{reading}-{config.precision}-{rows_digest(config.rows)}"
     store = FeatureStore(Path(config.out_dir) / "cache" / known, len(maker.rows))
     share = accelerator.process_index, accelerator.num_processes
     for part in (module.llava.model.vision_tower, module.llava.model.multi_modal_projector):
