@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .config import StudyConfig, Tasks
 from .variants import AblationError, Variant
-from ..episodes.shards import write_atomically
+from ..episodes.shards import claim_note, write_atomically
 from ..episodes.store import EpisodeStore
 from ..errors import unknown_choice
 from ..instructions.dataset import build_rows, fit_numbers
@@ -28,16 +28,9 @@ STUDY = "study.json"
 
 def claim(config: StudyConfig) -> None:
     """Make the study's folder, or check that it belongs to the same study."""
-    path, mine = config.folder(STUDY), config.identity()
-    if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-        if differing:
-            raise AblationError(f"{config.out_dir} holds another study; it differs in {', '.join(differing)}. "
-                                "Choose another out_dir.")
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(mine, indent=1, sort_keys=True) + "\n").encode())
+    if differing := claim_note(config.folder(STUDY), config.identity()):
+        raise AblationError(f"{config.out_dir} holds another study; it differs in {', '.join(differing)}. "
+                            "Choose another out_dir.")
 
 # %% ../../nbs/14b2_ablations.data.ipynb #02b3d77c
 @dataclass(frozen=True)

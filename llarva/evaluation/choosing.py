@@ -15,7 +15,7 @@ from typing import Any
 
 from .players import CHOICE, MakeEnvironment, fingerprint, load_either, make_environment
 from .rollouts import evaluate, write_whole
-from .rows import EvaluationError, mean_success, read_rows
+from .rows import EvaluationError, mean_success, outcomes_by_task, read_rows
 from .scenes import VALIDATION_SEEDS, EvaluationConfig, split_of
 
 RULE = "highest mean over tasks of the success rate; of equals, the one named first"
@@ -70,18 +70,15 @@ def choose(
         rate = mean_success(rows)
         found.append(Candidate(name, marks, rate.estimate, rate.low, rate.high, len(rows)))
         exact.append(exact_success(rows))
-    folder, best = folders[exact.index(max(exact))], found[exact.index(max(exact))]
-    choice = Choice(folder, best.fingerprint, RULE, split_of(config), config.identity(), tuple(found))
+    best = exact.index(max(exact))
+    choice = Choice(folders[best], found[best].fingerprint, RULE, split_of(config), config.identity(), tuple(found))
     write_whole(Path(config.out_dir) / CHOICE, (json.dumps(asdict(choice), indent=1) + "\n").encode())
     return choice
 
 
 def exact_success(rows: Sequence[Mapping[str, Any]]) -> Fraction:
     """The sum of the tasks' success rates, exactly: rounded means would make unequals of equals."""
-    outcomes: dict[str, list[bool]] = {}
-    for row in rows:
-        outcomes.setdefault(row["task"], []).append(bool(row["success"]))
-    return sum((Fraction(sum(some), len(some)) for some in outcomes.values()), Fraction())
+    return sum((Fraction(sum(some), len(some)) for some in outcomes_by_task(rows).values()), Fraction())
 
 
 def candidate_rows(choice: Choice) -> list[dict[str, Any]]:

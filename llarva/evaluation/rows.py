@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Row', 'ROW_SCHEMA', 'TIMINGS', 'EvaluationError', 'write_part', 'part_path', 'read_part', 'read_rows', 'TaskSummary',
-           'summarize', 'mean_success', 'format_summary', 'compare']
+           'summarize', 'outcomes_by_task', 'mean_success', 'format_summary', 'compare']
 
 # %% ../../nbs/12a_evaluation.rows.ipynb #f03f9d20
 import math
@@ -122,12 +122,17 @@ def _median(rows: Sequence[Row], key: str) -> float:
     return float(np.median(values)) if values else math.nan
 
 
-def mean_success(rows: Sequence[Row], seed: int = 0) -> Interval:
-    """Mean of the tasks' success rates with its bootstrap interval."""
+def outcomes_by_task(rows: Sequence[Row]) -> dict[str, list[bool]]:
+    """Whether each episode succeeded, in the order of the rows, task by task."""
     outcomes: dict[str, list[bool]] = defaultdict(list)
     for row in rows:
         outcomes[row["task"]].append(row["success"])
-    return bootstrap_mean_over_tasks(outcomes, np.random.default_rng(seed))
+    return outcomes
+
+
+def mean_success(rows: Sequence[Row], seed: int = 0) -> Interval:
+    """Mean of the tasks' success rates with its bootstrap interval."""
+    return bootstrap_mean_over_tasks(outcomes_by_task(rows), np.random.default_rng(seed))
 
 # %% ../../nbs/12a_evaluation.rows.ipynb #a813c6d3
 def format_summary(rows: Sequence[Row]) -> str:

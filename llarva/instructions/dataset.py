@@ -39,6 +39,7 @@ from llarva.instructions.shards import (
     write_shard,
 )
 from ..robots import ControlMode, get_control_mode
+from ..sources.report import read_import_note
 from ..traces.decisions import digest, rejected
 from ..workers import share
 
@@ -185,8 +186,7 @@ class RowStore:
 # %% ../../nbs/06f_instructions.dataset.ipynb #d74d9967
 def imported_by(store: EpisodeStore) -> str | None:
     """The name of the data card by which an import has made a store; None where there was no import, or no card."""
-    note = store.folder.parent / "import.json"
-    card = json.loads(note.read_text(encoding="utf-8")).get("card") if note.is_file() else None
+    card = (read_import_note(store.folder) or {}).get("card")
     return None if card is None else str(card).split()[0]
 
 

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig
 
-from ..episodes.shards import write_atomically
+from ..episodes.shards import claim_note
 from ..instructions.format import InstructionFormat
 from ..instructions.numbers import DecimalNumbers
 from .backbones import count_parameters, create, hidden_states
@@ -59,16 +59,11 @@ def claim_conversion(config: ConvertConfig) -> None:
     """Note in `out_dir` what is converted into it; `ConversionError` when that is something else than before."""
     note = Path(config.out_dir) / "conversion.json"
     mine = {name: value for name, value in json.loads(json.dumps(asdict(config))).items() if name != "out_dir"}
-    if note.is_file():
-        held = json.loads(note.read_text(encoding="utf-8"))
-        if changed := sorted(name for name in mine if held.get(name) != mine[name]):
-            raise ConversionError(f"{config.out_dir} holds another conversion; it differs in {', '.join(changed)}. "
-                                  "Choose another out_dir.")
-    elif (note.parent / "checkpoint").exists():
+    if not note.is_file() and (note.parent / "checkpoint").exists():
         raise ConversionError(f"{config.out_dir}/checkpoint was not made by a conversion. Choose another out_dir.")
-    else:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(note, (json.dumps(mine, indent=1) + "\n").encode())
+    if changed := claim_note(note, mine):
+        raise ConversionError(f"{config.out_dir} holds another conversion; it differs in {', '.join(changed)}. "
+                              "Choose another out_dir.")
 
 
 def convert_checkpoint(config: ConvertConfig) -> dict[str, Any]:

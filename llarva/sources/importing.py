@@ -19,13 +19,14 @@ from tqdm import tqdm
 from ..cards import CameraView, Card, load_card
 from ..episodes.records import Episode
 from ..episodes.resizing import FITS, resize_episode
+from ..episodes.shards import claim_note
 from ..episodes.store import EpisodeWriter
 from ..errors import unknown_choice
 from .lerobot import LerobotEpisodes
 from .llava_episodes import LlavaEpisodes
 from .llava_json import LlavaJson, Parse
 from .opcodes import SourceError
-from .report import LeftOut
+from .report import IMPORT_NOTE, LeftOut
 from .rlbench import RlbenchDemos
 from .rlds import RldsEpisodes
 
@@ -129,17 +130,8 @@ class ImportSummary:
 def claim_import(config: ImportConfig, card: Card | None) -> Path:
     """Make the output folder and note what it holds; `SourceError` when it holds another import."""
     out, wanted = Path(config.out_dir), json.loads(json.dumps(config.identity(card)))
-    note = out / "import.json"
-    if note.exists():
-        held = json.loads(note.read_text())
-        changed = sorted(name for name in held.keys() | wanted.keys() if held.get(name) != wanted.get(name))
-        if changed:
-            raise SourceError(f"{out} holds another import; it differs in {', '.join(changed)}. Choose another folder.")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        hidden = note.with_name(".import.json.tmp")
-        hidden.write_text(json.dumps(wanted, indent=1))
-        hidden.replace(note)
+    if changed := claim_note(out / IMPORT_NOTE, wanted):
+        raise SourceError(f"{out} holds another import; it differs in {', '.join(changed)}. Choose another folder.")
     return out
 
 

@@ -8,7 +8,6 @@ __all__ = ['PLACEHOLDERS', 'RELATIVE', 'SLACK', 'RECORD_CHECKS', 'is_sentence', 
 
 # %% ../../nbs/05b3_traces.audit_records.ipynb #6dd37e5b
 import hashlib
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from ..cards import CameraView, Card
 from ..episodes.records import image_size
 from ..robots import ROBOTS
+from ..sources.report import read_import_note
 from .audit_findings import AuditLimits, Finding, Floats, View, above
 from .audit_paths import Found
 
@@ -115,7 +115,7 @@ def stored_size(card: Card) -> tuple[int, int] | None:
 def card_as_stored(card: Card | None, store: Path) -> Card | None:
     """The card with the camera and the size of pictures of `store`, where an import has chosen others."""
     try:
-        held = json.loads((store.parent / "import.json").read_text(encoding="utf-8"))
+        held = read_import_note(store) or {}
         size, camera = held["image_size"], held.get("camera")
         changed = None if size is None else (int(size[0]), int(size[1]))
     except (OSError, ValueError, KeyError, TypeError, IndexError):

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from ..episodes.shards import hash_file, write_atomically
 from ..errors import unknown_choice
-from .detection_data import DetectionError, LabelledPicture, read_labelled, vary
+from .detection_data import DetectionError, LabelledPicture, labelled_files, read_labelled, vary
 from .detection_losses import dense_loss
 from .detection_model import Detector, DetectorSize, detector_mark, load_detector, make_detector
 
@@ -77,8 +77,8 @@ class DetectorTraining:
 def contents_mark(config: DetectorTraining) -> str:
     """Sixteen digits that tell the pictures and the base of a training from others at the same places."""
     digest = hashlib.sha256(("" if config.base is None else detector_mark(config.base)).encode())
-    for folder in map(Path, config.pictures):
-        for file in sorted(folder.glob("*.parquet")) if folder.is_dir() else [folder]:
+    for folder in config.pictures:
+        for file in labelled_files(folder):
             digest.update(hash_file(file).encode())
     return digest.hexdigest()[:16]
 

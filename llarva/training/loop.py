@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -179,10 +178,9 @@ def run_training(config: TrainConfig) -> TrainResult:
         module = TrainingModule(model, maker.numbers, config.weights, len(names), config.dense_cells).train()
     set_speed(module, config)
     hold_in_float32(module, everything=config.precision == "no")
-    inner = module.llava.get_base_model() if isinstance(module.llava, PeftModel) else module.llava
     optimizers = make_optimizers(
         module, config.learning_rate, config.weight_decay, config.matrix_learning_rate,
-        config.projector_learning_rate, config.betas, projectors(inner),
+        config.projector_learning_rate, config.betas, projectors(module.llava),
     )
     states, log = out / "state", TrainingLog(out / "log.jsonl")
     mark_places(optimizers)
