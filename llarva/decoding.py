@@ -146,6 +146,8 @@ class Decoder:
         """Start anew: no learned guesses, no prompt in the cache; what follows is the same bit by bit."""
         self._cached = []
         self.drafter.reset()
+        if self.runner is not None:
+            self.runner.reset()
 
     def generate(
         self, images: np.ndarray, prompts: Sequence[str], likely: Sequence[str | None] | None = None

@@ -97,6 +97,9 @@ class LeanLlama:
             self.keys, self.values = self.head.new_zeros(shape), self.head.new_zeros(shape)
         self._reserve(capacity)
 
+    def reset(self) -> None:
+        self.keys = self.values = self.head.new_empty(0)
+
     def _reserve(self, capacity: int) -> None:
         """Have at least `capacity` slots and keep what is stored; new ones are 0, since masked ones must be finite."""
         more = capacity - self.keys.shape[3]

@@ -28,6 +28,9 @@ class TextRunner(Protocol):
     def start(self, batch: int, capacity: int) -> None:
         """Empty the cache and make room for `capacity` slots in each of `batch` rows; more are added when needed."""
 
+    def reset(self) -> None:
+        """Forget how much room earlier answers took: what is started next does not depend on them, bit by bit."""
+
     def feed(self, embeddings: Tensor, valid: Tensor | None, last: int = 1) -> Tensor:
         """Logits float [B, last, V] after each of the `last` entries of the block `embeddings` [B, q, h]; `valid` is
         bool [B, q], None where all are."""

@@ -71,6 +71,30 @@ def test_a_second_question_about_an_image_reads_words_only(monkeypatch: pytest.M
         assert (widths[0] > first - 16) == (again == "after a reset")
 
 
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_after_a_reset_nothing_is_left_of_longer_answers(runner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit: a wider cache sums in another order."""
+    asker = Asker(DECIMAL, 0)
+    decoder = asker.decoder(runner, False, True)
+    said: list[torch.Tensor] = []
+    feed = decoder.runner.feed
+
+    def listen(*block: object) -> torch.Tensor:
+        said.append(feed(*block))
+        return said[-1]
+
+    monkeypatch.setattr(decoder.runner, "feed", listen)
+    image, prompt = asker.question(0)
+    longer = asker.checkpoint.format.prompt("go on " * 300, np.zeros((1, 7)), MODE)
+    decoder.generate(image[None], [prompt])
+    first = said.copy()
+    decoder.generate(image[None], [longer])
+    decoder.reset()
+    said.clear()
+    decoder.generate(image[None], [prompt])
+    assert len(said) == len(first) and all(map(torch.equal, said, first))
+
+
 def test_another_image_is_never_taken_for_the_last_one() -> None:
     asker = Asker(FORMAT, 0)
     decoder = asker.decoder("lean", False, True)

@@ -1,6 +1,7 @@
 """Imports: other data from its own files to rows, a training and a policy, in its own numbers."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from llarva.metrics import read_metrics
 from llarva.models.checkpoints import load_checkpoint
 from llarva.policy import Policy, PolicyError
 from llarva.runs import run_notebook
+from llarva.sources.imported import card_of
 from llarva.sources.importing import ImportConfig, import_episodes
 from llarva.sources.opcodes import SourceError
 from llarva.sources.rlds_writer import write_rlds
@@ -133,8 +135,13 @@ def test_two_meanings_of_one_mode_are_refused(pots: Path, tmp_path: Path) -> Non
     card = load_card(pots / "pots.md")
     assert [mode.name for mode in own_modes([store, store], {"pots": card})] == ["end_effector_motion"]
     for others in ({}, load_cards("data_cards")):
-        with pytest.raises(RowError, match="imported by the card 'pots', and means nothing without it"):
-            own_modes(store, others)
+        for ask in (own_modes, card_of):
+            with pytest.raises(SourceError, match="imported by the card 'pots', and means nothing without it"):
+                ask(store, others)
+    for edited, right in ((dataclasses.replace(card, text="told anew"), True),
+                          (dataclasses.replace(card, rate_hz=77.0), False)):
+        with nullcontext() if right else pytest.raises(SourceError, match="or before it was edited"):
+            assert card_of(store, {"pots": edited}) is edited
     other = dataclasses.replace(store[0], dataset="pans", episode_id="pan")
     write = write_rlds(tmp_path / "pans", [other], "pans", layout=(*LAYOUT[:2], ("delta yaw", "rad"), LAYOUT[3]))
     chosen = ImportConfig("rlds", str(write.parent), str(tmp_path / "two"), str(tmp_path / "pans" / "pans.md"))

@@ -14,10 +14,11 @@ from llarva.cards import Card, load_card
 from llarva.episodes.records import Episode, Step, encode_image
 from llarva.episodes.store import EpisodeStore, EpisodeWriter
 from llarva.robots import ROBOTS
+from llarva.sources.imported import card_as_stored
 from llarva.traces.audit import CHECKS, audit_episode, look
 from llarva.traces.audit_findings import AuditError, AuditLimits, Finding, View, make_view
 from llarva.traces.audit_motion import pairings
-from llarva.traces.audit_records import card_as_stored, stored_size
+from llarva.traces.audit_records import stored_size
 from llarva.traces.audit_table import audit_store
 
 CARDS = Path(__file__).parent.parent / "data_cards"

@@ -22,11 +22,12 @@ from ..episodes.resizing import FITS, resize_episode
 from ..episodes.shards import claim_note
 from ..episodes.store import EpisodeWriter
 from ..errors import unknown_choice
+from .imported import IMPORT_NOTE
 from .lerobot import LerobotEpisodes
 from .llava_episodes import LlavaEpisodes
 from .llava_json import LlavaJson, Parse
 from .opcodes import SourceError
-from .report import IMPORT_NOTE, LeftOut
+from .report import LeftOut
 from .rlbench import RlbenchDemos
 from .rlds import RldsEpisodes
 

@@ -4,21 +4,18 @@
 
 # %% auto #0
 __all__ = ['PLACEHOLDERS', 'RELATIVE', 'SLACK', 'RECORD_CHECKS', 'is_sentence', 'find_language', 'find_duplicates', 'find_timing',
-           'stored_size', 'card_as_stored', 'find_card', 'find_action_range']
+           'stored_size', 'find_card', 'find_action_range']
 
 # %% ../../nbs/05b3_traces.audit_records.ipynb #6dd37e5b
 import hashlib
 import re
-from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from ..cards import CameraView, Card
+from ..cards import Card
 from ..episodes.records import image_size
 from ..robots import ROBOTS
-from ..sources.report import read_import_note
 from .audit_findings import AuditLimits, Finding, Floats, View, above
 from .audit_paths import Found
 
@@ -110,21 +107,6 @@ def stored_size(card: Card) -> tuple[int, int] | None:
     """(Height, width) in which the pictures of a card come, set upright; None where any will do, or nobody knows."""
     size = None if card.size.episodes == "generated" else card.camera.image_size
     return (size[1], size[0]) if size is not None and card.camera.turn in (90, 270) else size
-
-
-def card_as_stored(card: Card | None, store: Path) -> Card | None:
-    """The card with the camera and the size of pictures of `store`, where an import has chosen others."""
-    try:
-        held = read_import_note(store) or {}
-        size, camera = held["image_size"], held.get("camera")
-        changed = None if size is None else (int(size[0]), int(size[1]))
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return card  # not made by an import
-    if card is None:
-        return None
-    if camera not in (None, card.camera.key):  # what the card knows of its own camera does not hold for another
-        return replace(card, camera=CameraView(str(camera), changed, None))
-    return card if changed is None else replace(card, camera=replace(card.camera, image_size=changed, turn=0))
 
 
 def find_card(view: View, limits: AuditLimits) -> Found:

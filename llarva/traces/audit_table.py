@@ -24,9 +24,9 @@ from ..episodes.records import Episode
 from ..episodes.shards import give_name, write_atomically
 from ..episodes.store import EpisodeStore
 from ..episodes.stretches import Stretches
+from ..sources.imported import card_as_stored
 from .audit import CHECKS, episode_stats, look
 from .audit_findings import AuditError, AuditLimits, Finding, view_of
-from .audit_records import card_as_stored
 from .audit_subsets import DATASET_CHECKS, DATASETS, Subsets, audit_subsets
 from .projection import Trace
 from ..workers import share
