@@ -45,6 +45,7 @@ from llarva.models.readers import Reader
 from llarva.models.text import PROMPT, TEXT, Turn
 from llarva.policy import Policy
 from llarva.robots import get_robot
+from llarva.runs import run_notebook
 
 MODE, SIZE = "joint_velocity", (48, 64)
 FORMAT = InstructionFormat("llarva-v7", DecimalNumbers(), "panda", 5, 1, 8, SIZE)
@@ -164,6 +165,17 @@ def test_a_checkpoint_is_taught_saved_loaded_and_drives(folders: dict[str, Path]
     first, second = (policy.act([look()])[0] for policy in policies)
     assert first.text == second.text and first.actions.shape == (1, 8)
     assert first.text.startswith("The next action step: [")
+
+
+@pytest.mark.parametrize("family", PARTS)
+def test_the_convert_run_takes_folders_of_transformers(folders: dict[str, Path], family: str, tmp_path: Path) -> None:
+    asked = {"template": "llarva-workbench-v1", "history": 1, "n": 4, "trace_points": 8}
+    run_notebook("convert", tmp_path / "run", {"folder": str(folders[family]), **asked})
+    made = load_checkpoint(tmp_path / "run" / "checkpoint", template="llarva-workbench-v1")
+    before = load_model_folder(folders[family]).state_dict()
+    after = made.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert made.info["converted_from"] == str(folders[family]) and Policy(made, MODE).execute == 4
 
 
 @pytest.mark.parametrize("family", PARTS)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llarva.evaluation.players import fingerprint
 from llarva.metrics import read_metrics
-from llarva.models.backbones import load, load_model_folder
+from llarva.models.backbones import BackboneError, load, load_model_folder
 from llarva.models.checkpoints import load_checkpoint
 from llarva.models.llava_folders import ConversionError, convert_llava, new_name
 from llarva.models.released import ConvertConfig, convert_checkpoint, wording_losses
@@ -244,6 +244,12 @@ def test_a_converted_release_drives_and_can_be_asked_both_ways(parts: Parts, tmp
     assert convert_checkpoint(config) == told  # an interrupted conversion goes on
     with pytest.raises(ConversionError, match="another conversion; it differs in chat, half"):
         convert_checkpoint(replace(config, half=True, chat="llava-v1"))
+    with pytest.raises(ConversionError, match="takes the folder of CLIP"):
+        replace(config, vision=None)
+    with pytest.raises(BackboneError, match="is an original LLaVA; convert it with the folder of its CLIP"):
+        convert_checkpoint(replace(config, base=None, vision=None, out_dir=str(tmp_path / "second")))
+    second = convert_checkpoint(replace(config, out_dir=str(tmp_path / "second")))  # who failed has converted nothing
+    assert fingerprint(load_checkpoint(second["checkpoint"])) == fingerprint(load_checkpoint(told["checkpoint"]))
     (tmp_path / "run" / "conversion.json").unlink()
     with pytest.raises(ConversionError, match="was not made by a conversion"):
         convert_checkpoint(config)

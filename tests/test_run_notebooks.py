@@ -9,7 +9,10 @@ import pytest
 from detector_samples import save_cups_and_grippers
 
 from llarva.errors import LlarvaError
+from llarva.instructions.dataset import RowStore
+from llarva.instructions.numbers import DecimalNumbers
 from llarva.metrics import RunError, read_metrics
+from llarva.models.checkpoints import load_checkpoint
 from llarva.quickstart import QuickstartConfig
 from llarva.runs import run_notebook
 from llarva.tabletop.tasks.registry import TASKS
@@ -52,6 +55,17 @@ def test_demos_of_several_tasks(tmp_path: Path) -> None:
     assert metrics["episodes_per_second"] > 0 and metrics["failed_attempts"] >= 0
     with pytest.raises(RunError, match="frames_of"):
         run_notebook("demos", tmp_path, {**wanted, "frames_per_episode": 1})
+
+
+def test_numbers_are_written_out_for_any_robot(chain: Path, tmp_path: Path) -> None:
+    store = str(chain / "demos" / "episodes")
+    run_notebook("label", tmp_path / "label", {"episodes": [store], "numbers": "decimal"})
+    format = RowStore(tmp_path / "label" / "rows").format
+    assert format.numbers == DecimalNumbers() and format.for_robot("widowx").robot == "widowx"
+    run_notebook("train", tmp_path / "train", {**SMALL, "rows": [str(tmp_path / "label" / "rows")]})
+    assert load_checkpoint(tmp_path / "train" / "checkpoint").format == format
+    with pytest.raises(RunError, match="'hex'. Valid choices: bins, decimal"):
+        run_notebook("label", tmp_path / "wrong", {"episodes": [store], "numbers": "hex"})
 
 
 def test_detectors_are_audited_and_label(chain: Path, tmp_path: Path) -> None:

@@ -236,7 +236,9 @@ def write_cards() -> list[str]:
 def landing(trees: list[str]) -> str:
     index = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
     text = "\n\n".join(str(cell.source) for cell in index.cells if cell.cell_type == "markdown")
-    text = text.replace("../docs/images/", "images/").replace("](../nbs/", "](/").replace("](../", "](/")
+    text = text.replace("../docs/images/", "images/")
+    for folder in ("docs/pages/", "nbs/", ""):
+        text = text.replace(f"](../{folder}", "](/")
     return text + "\n\n" + "\n".join(trees)
 
 

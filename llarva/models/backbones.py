@@ -196,7 +196,7 @@ def model_type(folder: Path | str) -> str:
         raise BackboneError(f"{path} is not valid JSON: {error}.") from error
     found = str(config.get("model_type"))
     if found in ("llava", "llava_llama") and "vision_config" not in config:
-        raise BackboneError(f"{folder} has the layout of the original LLaVA; convert it (llarva.models.llava_folders).")
+        raise BackboneError(f"{folder} is an original LLaVA; convert it with the folder of its CLIP (vision).")
     if found not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise BackboneError(unknown_choice("image-text model", found, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES))
     return found

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -336,11 +337,13 @@ _RATIOS = {"pad": "mean", "square": "crop"}
 
 def _tokenizer(folders: list[Path]) -> Any:
     for folder in folders:
-        if (folder / "tokenizer.json").is_file() or (folder / "tokenizer.model").is_file():
+        fast = (folder / "tokenizer.json").is_file()
+        if not fast and (folder / "tokenizer.model").is_file() and find_spec("sentencepiece") is None:
+            raise ConversionError(f"{folder}/tokenizer.model is read by sentencepiece, which is not installed: "
+                                  "pip install -e '.[sentencepiece]'")
+        if fast or (folder / "tokenizer.model").is_file():
             try:
-                kind = PreTrainedTokenizerFast if (folder / "tokenizer.json").is_file() else LlamaTokenizer
-                return kind.from_pretrained(folder)
+                return (PreTrainedTokenizerFast if fast else LlamaTokenizer).from_pretrained(folder)
             except (OSError, ValueError, ImportError) as error:
-                hint = 'a tokenizer.model needs pip install "llarva[sentencepiece]"'
-                raise ConversionError(f"The tokenizer of {folder} cannot be loaded ({hint}): {error}") from error
+                raise ConversionError(f"The tokenizer of {folder} cannot be loaded: {error}") from error
     raise ConversionError(f"No tokenizer.json or tokenizer.model in {' or '.join(map(str, folders))}.")

@@ -30,15 +30,17 @@ from .text import PROMPT, Turn, encode_row, pixel_values, special_ids
 class ConvertConfig:
     """An original LLaVA `folder` (on its `base`, if it is a LoRA), its CLIP `vision`, and how it will be asked.
 
-    `image_size` (height, width) is the camera's, in whose pixels traces are told. `half` writes bfloat16.
+    Where `vision` is None, the folder is an image-text model in transformers' own layout, whose weights are copied as
+    they are. `chat` None is "vicuna-v1", and such a model's own frame. `image_size` (height, width) is the camera's, in
+    whose pixels traces are told. `half` writes bfloat16.
     """
 
     folder: str
-    vision: str
+    vision: str | None
     out_dir: str
     base: str | None = None
     template: str = "llarva-v7"
-    chat: str = "vicuna-v1"
+    chat: str | None = None
     padding: str | None = None
     robot: str = "panda"
     history: int = 5
@@ -46,6 +48,11 @@ class ConvertConfig:
     trace_points: int = 60
     image_size: tuple[int, int] = (128, 128)
     half: bool = True
+
+    def __post_init__(self) -> None:
+        if self.vision is None and self.base is not None:
+            raise ConversionError(f"A LoRA on {self.base} is in the original layout, which takes the folder of CLIP: "
+                                  "set vision.")
 
     @property
     def format(self) -> InstructionFormat:
@@ -59,7 +66,9 @@ def claim_conversion(config: ConvertConfig) -> None:
     """Note in `out_dir` what is converted into it; `ConversionError` when that is something else than before."""
     note = Path(config.out_dir) / "conversion.json"
     mine = {name: value for name, value in json.loads(json.dumps(asdict(config))).items() if name != "out_dir"}
-    if not note.is_file() and (note.parent / "checkpoint").exists():
+    if not (note.parent / "checkpoint").exists():
+        note.unlink(missing_ok=True)  # of an attempt that came to nothing
+    elif not note.is_file():
         raise ConversionError(f"{config.out_dir}/checkpoint was not made by a conversion. Choose another out_dir.")
     if changed := claim_note(note, mine):
         raise ConversionError(f"{config.out_dir} holds another conversion; it differs in {', '.join(changed)}. "
@@ -69,18 +78,22 @@ def claim_conversion(config: ConvertConfig) -> None:
 def convert_checkpoint(config: ConvertConfig) -> dict[str, Any]:
     """Make the checkpoint `out_dir/checkpoint`; returns its folder and the parameters of its parts.
 
-    Weights that an interrupted call had converted are kept. Raises `InstructionError`, and `ConversionError` also where
-    `out_dir` holds what was converted from something else.
+    Weights that an interrupted call had converted are kept. Raises `InstructionError`, `BackboneError` for a folder
+    that transformers does not know, and `ConversionError` also where `out_dir` holds what was converted from something
+    else.
     """
     format, folder = config.format, Path(config.out_dir) / "checkpoint"
     claim_conversion(config)
-    if not folder.exists():
-        convert_llava(
-            config.folder, folder, vision=config.vision, base=config.base, chat=config.chat, padding=config.padding,
-            dtype=torch.bfloat16 if config.half else None,
-        )  # fmt: skip
     told = {"converted_from": config.folder, "base_model": config.base, "vision": config.vision}
-    adopt_backbone(folder, folder, format, info=told)
+    if config.vision is not None:
+        if not folder.exists():
+            convert_llava(
+                config.folder, folder, vision=config.vision, base=config.base, chat=config.chat or "vicuna-v1",
+                padding=config.padding, dtype=torch.bfloat16 if config.half else None,
+            )  # fmt: skip
+        adopt_backbone(folder, folder, format, info=told)
+    elif not folder.exists():
+        adopt_backbone(config.folder, folder, format, chat=config.chat, padding=config.padding, info=told)
     return {"checkpoint": str(folder), **count_parameters(create(AutoConfig.from_pretrained(folder), device="meta"))}
 
 # %% ../../nbs/07i_models.released.ipynb #4a340502
