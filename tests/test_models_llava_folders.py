@@ -19,7 +19,8 @@ from llarva.evaluation.players import fingerprint
 from llarva.metrics import read_metrics
 from llarva.models.backbones import BackboneError, load, load_model_folder
 from llarva.models.checkpoints import load_checkpoint
-from llarva.models.llava_folders import ConversionError, convert_llava, new_name
+from llarva.models.llava_folders import convert_llava
+from llarva.models.llava_tensors import ConversionError, new_name
 from llarva.models.released import ConvertConfig, convert_checkpoint, wording_losses
 from llarva.policy import Policy
 from llarva.robots import get_robot

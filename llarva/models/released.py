@@ -22,7 +22,8 @@ from ..instructions.format import InstructionFormat
 from ..instructions.numbers import DecimalNumbers
 from .backbones import count_parameters, create, hidden_states
 from .checkpoints import Checkpoint, adopt_backbone, reworded
-from .llava_folders import ConversionError, convert_llava
+from .llava_folders import convert_llava
+from .llava_tensors import ConversionError
 from .text import PROMPT, Turn, encode_row, pixel_values, special_ids
 
 # %% ../../nbs/07i_models.released.ipynb #23e32871
