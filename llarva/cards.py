@@ -9,7 +9,7 @@ __all__ = ['FORMATS', 'TRACE_SOURCES', 'CameraView', 'DatasetSize', 'Card', 'loa
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -105,7 +105,8 @@ class Card(Sealed):
     @property
     def digest(self) -> str:
         """Digest (hexadecimal) of all that a reader goes by: equal for cards that make the same episodes."""
-        said = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in _FOR_PEOPLE]
+        told = replace(self, camera=replace(self.camera, calibrated=None))
+        said = [(f.name, getattr(told, f.name)) for f in fields(told) if f.name not in _FOR_PEOPLE]
         return hashlib.sha256(repr(said).encode()).hexdigest()
 
     @property

@@ -133,6 +133,7 @@ class Decoder:
         self._penalties = penalties.to(self.model.device)
         period = self.format.control_mode(control_mode).action_size if self.format.number_tokens() else None
         self.drafter = Drafter(self.grammar, self.vocabulary, period)
+        self._answer_room = self._usual_length(control_mode, with_trace) + self.drafter.longest
         # Where the text model wants to know more than embeddings, the library's own generation decodes.
         alone = reader is None or reader.text_alone
         if not alone and runner not in ("auto", "library"):
@@ -141,6 +142,12 @@ class Decoder:
         self.runner: TextRunner | None = make_runner(text_model(self.model), head, runner) if alone else None
         # What the cache holds: per row, the keys of the prompt tokens in its first columns.
         self._cached: list[list[Hashable]] = []
+
+    def _usual_length(self, control_mode: str, with_trace: bool) -> int:
+        """How many tokens an answer has whose numbers are long."""
+        trace = np.full((self.format.trace_points, 2), 123.0) if with_trace else None
+        actions = np.full((self.format.n, self.format.control_mode(control_mode).action_size), -0.1234)
+        return len(self.drafter.spell(self.lead + self.format.answer(trace, actions, control_mode)))
 
     def reset(self) -> None:
         """Start anew: no learned guesses, no prompt in the cache; what follows is the same bit by bit."""
@@ -223,7 +230,7 @@ class Decoder:
         common = min(map(common_prefix, known, asked.keys)) if len(known) == len(asked.ids) else 0
         common = min(common, asked.shortest - 1)  # the last token is always read: behind it the answer begins
         first, index = first_of_each([tuple(keys[: asked.image_end]) for keys in asked.keys])
-        room = max(map(len, asked.ids)) + 128  # about one answer; the cache grows where that is too little
+        room = max(map(len, asked.ids)) + self._answer_room  # the cache grows where that is too little
         if common < asked.image_end < asked.shortest and len(first) < len(index):
             runner.start(len(first), room)
             features = image_features(self.model, self.processor, asked.images[first])

@@ -133,8 +133,9 @@ def _refuse_mixture(
     folder: Path, before: Mapping[str, Any], wanted: Mapping[str, Any], declared: Sequence[Parameter]
 ) -> None:
     then = before.get("notebook_parameters")
-    if then is None:
-        return
+    left = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if then is None or (not before.get("finished") and left <= {"metrics.json", f"{before['notebook']}.ipynb"}):
+        return  # an attempt that came to nothing leaves nothing to be mixed with
     # a parameter that the notebook did not have then had what is its default now
     then = {**json.loads(json.dumps({parameter.name: parameter.default for parameter in declared})), **then}
     free = {"out_dir", *(parameter.name for parameter in declared if parameter.free)}

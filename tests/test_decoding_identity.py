@@ -16,6 +16,7 @@ from llarva.int8 import Int8Linear, agreement
 from llarva.policy import Policy
 from llarva.robots import get_robot
 from llarva.text_cache import RunnerError
+from llarva.text_runners import StaticRunner
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_a_second_question_about_an_image_reads_words_only(monkeypatch: pytest.M
         assert (widths[0] > first - 16) == (again == "after a reset")
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", ("lean", "static"))
 def test_after_a_reset_nothing_is_left_of_longer_answers(runner: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit: a wider cache sums in another order."""
     asker = Asker(DECIMAL, 0)
@@ -87,12 +88,19 @@ def test_after_a_reset_nothing_is_left_of_longer_answers(runner: str, monkeypatc
     image, prompt = asker.question(0)
     longer = asker.checkpoint.format.prompt("go on " * 300, np.zeros((1, 7)), MODE)
     decoder.generate(image[None], [prompt])
-    first = said.copy()
+    first, room = said.copy(), slots(decoder)
     decoder.generate(image[None], [longer])
+    assert slots(decoder) > room
     decoder.reset()
     said.clear()
     decoder.generate(image[None], [prompt])
-    assert len(said) == len(first) and all(map(torch.equal, said, first))
+    assert len(said) == len(first) and all(map(torch.equal, said, first)) and slots(decoder) == room
+
+
+def slots(decoder: Decoder) -> int:
+    """How many slots the runner's cache has."""
+    runner = decoder.runner
+    return int(runner.shape[1] if isinstance(runner, StaticRunner) else runner.keys.shape[3])
 
 
 def test_another_image_is_never_taken_for_the_last_one() -> None:

@@ -140,7 +140,7 @@ def test_two_meanings_of_one_mode_are_refused(pots: Path, tmp_path: Path) -> Non
                 ask(store, others)
     for edited, right in ((dataclasses.replace(card, text="told anew"), True),
                           (dataclasses.replace(card, rate_hz=77.0), False)):
-        with nullcontext() if right else pytest.raises(SourceError, match="or before it was edited"):
+        with nullcontext() if right else pytest.raises(SourceError, match="by the card 'pots', before it was edited"):
             assert card_of(store, {"pots": edited}) is edited
     other = dataclasses.replace(store[0], dataset="pans", episode_id="pan")
     write = write_rlds(tmp_path / "pans", [other], "pans", layout=(*LAYOUT[:2], ("delta yaw", "rad"), LAYOUT[3]))

@@ -175,7 +175,7 @@ def test_the_convert_run_takes_folders_of_transformers(folders: dict[str, Path],
     before = load_model_folder(folders[family]).state_dict()
     after = made.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
-    assert made.info["converted_from"] == str(folders[family]) and Policy(made, MODE).execute == 4
+    assert made.info["conversion"]["folder"] == str(folders[family]) and Policy(made, MODE).execute == 4
 
 
 @pytest.mark.parametrize("family", PARTS)

@@ -18,7 +18,7 @@ from torch import Tensor
 from llarva.evaluation.players import fingerprint
 from llarva.metrics import read_metrics
 from llarva.models.backbones import BackboneError, load, load_model_folder
-from llarva.models.checkpoints import load_checkpoint
+from llarva.models.checkpoints import CARD, load_checkpoint
 from llarva.models.llava_folders import convert_llava
 from llarva.models.llava_tensors import ConversionError, new_name
 from llarva.models.released import ConvertConfig, convert_checkpoint, wording_losses
@@ -251,9 +251,12 @@ def test_a_converted_release_drives_and_can_be_asked_both_ways(parts: Parts, tmp
         convert_checkpoint(replace(config, base=None, vision=None, out_dir=str(tmp_path / "second")))
     second = convert_checkpoint(replace(config, out_dir=str(tmp_path / "second")))  # who failed has converted nothing
     assert fingerprint(load_checkpoint(second["checkpoint"])) == fingerprint(load_checkpoint(told["checkpoint"]))
-    (tmp_path / "run" / "conversion.json").unlink()
+    card = tmp_path / "run" / "checkpoint" / CARD
+    said = card.read_text()
+    card.write_text(json.dumps(json.loads(said) | {"info": {}}))
     with pytest.raises(ConversionError, match="was not made by a conversion"):
         convert_checkpoint(config)
+    card.write_text(said)
     read_otherwise = load_checkpoint(told["checkpoint"], template="llarva-v7")
     assert fingerprint(read_otherwise) == fingerprint(load_checkpoint(told["checkpoint"], template="llarva-v7"))
     other = replace(read_otherwise, processor=replace(read_otherwise.processor, chat_template="{{ messages }}"))

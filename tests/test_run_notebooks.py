@@ -66,6 +66,9 @@ def test_numbers_are_written_out_for_any_robot(chain: Path, tmp_path: Path) -> N
     assert load_checkpoint(tmp_path / "train" / "checkpoint").format == format
     with pytest.raises(RunError, match="'hex'. Valid choices: bins, decimal"):
         run_notebook("label", tmp_path / "wrong", {"episodes": [store], "numbers": "hex"})
+    with pytest.raises(RunError, match="numbers are those of the base"):
+        base = str(chain / "train" / "checkpoint")
+        run_notebook("label", tmp_path / "wrong", {"episodes": [store], "numbers": "decimal", "base": base})
 
 
 def test_detectors_are_audited_and_label(chain: Path, tmp_path: Path) -> None:

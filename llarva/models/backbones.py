@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'PADDINGS', 'BackboneError', 'LlavaSize', 'llava_config', 'create', 'text_model', 'vision_model',
            'projectors', 'count_parameters', 'hidden_states', 'llava_images', 'Backbone', 'model_type',
-           'load_model_folder', 'load_reader', 'load']
+           'stored_weights', 'load_model_folder', 'load_reader', 'load']
 
 # %% ../../nbs/07g_models.backbones.ipynb #788c52ad
 import json
@@ -202,16 +202,29 @@ def model_type(folder: Path | str) -> str:
     return found
 
 # %% ../../nbs/07g_models.backbones.ipynb #a1e3b005
+def stored_weights(folder: Path | str) -> list[Path]:
+    """The safetensors files of a model's folder; raises `BackboneError` where there are none, or shards are missing."""
+    folder, kind = Path(folder), model_type(folder)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise BackboneError(f"{folder} lacks {len(missing)} of {len(names)} shards: {', '.join(missing)}.")
+        return [folder / name for name in names]
+    if not list(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f"only {pickled}: save them as safetensors first" if pickled else "no *.safetensors"
+        raise BackboneError(f"{folder} ({kind}) holds no weights that can be loaded: {hint}.")
+    return sorted(folder.glob("*.safetensors"))
+
+
 def load_model_folder(folder: Path | str, **options: Any) -> PreTrainedModel:
     """The model of a transformers folder, from safetensors only and complete; `options` go to `from_pretrained`.
 
     Raises `BackboneError` for pickled weights, missing shards, and weights that are missing, left over or misshapen.
     """
-    folder, kind = Path(folder), model_type(folder)
-    if not list(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for path in folder.glob("*.bin"))
-        hint = f"only {pickled}: save them as safetensors first" if pickled else "no *.safetensors"
-        raise BackboneError(f"{folder} ({kind}) holds no weights that can be loaded: {hint}.")
+    stored_weights(folder)
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True,

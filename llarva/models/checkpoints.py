@@ -27,7 +27,7 @@ from .. import __version__
 from ..errors import LlarvaError, unknown_choice
 from ..instructions.format import InstructionFormat
 from .adapters import four_bit_options
-from .backbones import BackboneError, create, load_model_folder, load_reader, model_type
+from .backbones import BackboneError, create, load_model_folder, load_reader, model_type, stored_weights
 from .chat import conversation
 from .readers import Reader
 from .text import add_phrases
@@ -205,7 +205,7 @@ def adopt_backbone(
         _write_card(folder, format, told)
         return folder
     with whole_folder(folder, CARD) as partial:
-        for path in [*source.glob("*.safetensors"), *source.glob("*.index.json"), *source.glob("*config.json")]:
+        for path in [*stored_weights(source), *source.glob("*.index.json"), *source.glob("*config.json")]:
             shutil.copy2(path, partial / path.name)
         reader.save_pretrained(partial)
         _write_card(partial, format, told)

@@ -42,13 +42,14 @@ def card_of(store: EpisodeStore, cards: Mapping[str, Card]) -> Card | None:
     card, noted = cards.get(store.info["dataset"]), read_import_note(store.folder).get("card")
     if noted is None:
         return card
-    name = str(noted).partition(" ")[0]
+    name = str(noted).rpartition(" ")[0]
     if card is None:
         raise SourceError(f"{store.folder} was imported by the card {name!r}, and means nothing without it; "
                           f"the cards given are {', '.join(sorted(cards)) or 'none'}.")
     if f"{card.name} {card.digest}" != noted:
-        raise SourceError(f"{store.folder} was imported by another card {name!r} than the one given, or before it "
-                          "was edited. Give the card as it was, or import again into another folder.")
+        what = "before it was edited" if name == card.name else f"not {card.name!r}"
+        raise SourceError(f"{store.folder} was imported by the card {name!r}, {what}. Give the card as it was, or "
+                          "import again into another folder.")
     return card
 
 # %% ../../nbs/04g2_sources.imported.ipynb #d673e7a6

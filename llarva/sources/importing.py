@@ -75,6 +75,8 @@ class ImportConfig:
         if (llava and any(own)) or (not llava and (self.pictures or self.dataset)):
             which = "card, camera and control_mode are not of source 'llava_json', pictures and dataset only of it"
             raise SourceError(f"{which}; got {self}.")
+        if self.source == "rlbench" and self.card is not None:
+            raise SourceError(f"RLBench demonstrations say what they are; they take no card, got {self.card!r}.")
         if self.source == "rlds" and self.card is None:
             raise SourceError("What the fields of an RLDS data set mean takes a data card: set `card` to its file.")
 
