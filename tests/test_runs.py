@@ -153,6 +153,21 @@ def test_runs_declare_what_changes_no_result(name: str) -> None:
     assert free == others.get(name, {"workers"}) | {"out_dir"}
 
 
+def test_an_attempt_that_left_nothing_binds_nobody(notebook: Path) -> None:
+    out, body = notebook.parent / "out", "if steps == 3:\n    raise ValueError(steps)"
+    write_notebook(notebook, body=body)
+    with pytest.raises(RunError, match="ValueError: 3"):
+        run_notebook(notebook, out)
+    run_notebook(notebook, out, {"steps": 4})
+    with pytest.raises(RunError, match="steps: 4, now 5"):
+        run_notebook(notebook, out, {"steps": 5})
+    write_notebook(notebook, body=f"from pathlib import Path\n(Path(out_dir) / 'half').mkdir()\n{body}")
+    with pytest.raises(RunError, match="ValueError: 3"):
+        run_notebook(notebook, notebook.parent / "other")
+    with pytest.raises(RunError, match="steps: 3, now 4"):
+        run_notebook(notebook, notebook.parent / "other", {"steps": 4})
+
+
 def test_failing_cell_is_named_and_the_run_goes_on_later(notebook: Path) -> None:
     out = notebook.parent / "out"
     write_notebook(notebook, body="from pathlib import Path\nopen(Path(out_dir).parent / 'flag').read()")
