@@ -99,7 +99,9 @@ def _by_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[An
     packed, context = _pack(job), multiprocessing.get_context("spawn")
     left, deaths = list(numbers), 0
     while left:
-        with ProcessPoolExecutor(min(workers, len(left)), context, _enter, (packed,)) as pool:
+        # Where every piece that is left may be the one that kills, each is tried alone.
+        abreast = 1 if deaths and len(left) <= workers else min(workers, len(left))
+        with ProcessPoolExecutor(abreast, context, _enter, (packed,)) as pool:
             try:
                 waiting = {pool.submit(_piece, number): number for number in left}
                 for finished in as_completed(waiting):
@@ -110,7 +112,7 @@ def _by_processes(job: Job, numbers: Sequence[int], workers: int) -> Iterator[An
             except BrokenProcessPool as error:
                 deaths += 1
                 # The first were being worked on; one of them may always kill, so all others are done before.
-                left = [*left[workers:], *left[:workers]]
+                left = [*left[abreast:], *left[:abreast]]
                 if deaths >= PATIENCE:
                     raise WorkError(f"Workers died {deaths} times without finishing any of the {len(left)} pieces "
                                     "left; out of memory, or a script without `if __name__ == \"__main__\":`? "

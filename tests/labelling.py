@@ -46,6 +46,24 @@ def refuse(made: Episode) -> Trace | None:
     raise RowError(f"{made.episode_id} will not do")
 
 
+@dataclass(frozen=True)
+class KillBeside:
+    """Piece 0 kills its worker as soon as piece 1 is being worked on, which takes a while."""
+
+    folder: Path
+
+    def __call__(self, number: int) -> int:
+        began = self.folder / "began"
+        if number:
+            began.touch()
+            time.sleep(1)
+            return number
+        while not began.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+
 def kill_at_zero(number: int) -> int:
     """A piece of work that is always the end of its worker, and others that are done."""
     if number == 0:

@@ -62,7 +62,7 @@ def gone(pid: int) -> bool:
         return True
 
 
-def wait_until_gone(pids: list[int], seconds: float = 10.0) -> bool:
+def wait_until_gone(pids: list[int], seconds: float = 30.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end and not all(map(gone, pids)):
         time.sleep(0.05)

@@ -203,6 +203,7 @@ def test_explore_notebook_runs(store: EpisodeStore, detector: str | None) -> Non
     for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"]).replace('["../../runs"]', f"[{str(store.folder.parent)!r}]")
         source = source.replace("detector = None", f"detector = {detector!r}")
+        source = source.replace("../../data_cards", str(NOTEBOOK.parents[2] / "data_cards"))
         source = source.replace("AuditBrowser(", "browser = AuditBrowser(")
         if cell["cell_type"] == "code":
             exec(compile(source, str(NOTEBOOK), "exec"), scope)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import PLACES
-from labelling import CONFIG, Result, Slowly, kill_at_zero, make_result, refuse
+from labelling import CONFIG, KillBeside, Result, Slowly, kill_at_zero, make_result, refuse
 from test_instructions_rows import MODES, contents, episode
 
 from llarva.cards import load_card
@@ -181,6 +181,14 @@ def test_whatever_comes_first_the_others_are_done() -> None:
         for number in share(kill_at_zero, range(12), workers=2):
             done.append(number)
     assert sorted(done) == list(range(1, 12))
+
+
+def test_the_last_pieces_are_tried_alone(tmp_path: Path) -> None:
+    done = []
+    with pytest.raises(WorkError, match=f"died {PATIENCE} times.* 1 pieces"):
+        for number in share(KillBeside(tmp_path), range(2), workers=2):
+            done.append(number)
+    assert done == [1]
 
 
 def test_results_are_not_kept() -> None:
