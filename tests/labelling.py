@@ -56,7 +56,7 @@ class KillBeside:
         began = self.folder / "began"
         if number:
             began.touch()
-            time.sleep(1)
+            time.sleep(4)
             return number
         while not began.exists():
             time.sleep(0.01)
