@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'PADDINGS', 'BackboneError', 'LlavaSize', 'llava_config', 'create', 'text_model', 'vision_model',
-           'projectors', 'count_parameters', 'hidden_states', 'llava_images', 'Backbone', 'model_type',
+           'projectors', 'count_parameters', 'hidden_states', 'llava_images', 'Backbone', 'model_type', 'listed_shards',
            'stored_weights', 'load_model_folder', 'load_reader', 'load']
 
 # %% ../../nbs/07g_models.backbones.ipynb #788c52ad
@@ -202,16 +202,21 @@ def model_type(folder: Path | str) -> str:
     return found
 
 # %% ../../nbs/07g_models.backbones.ipynb #a1e3b005
+def listed_shards(index: Path, fault: type[LlarvaError] = BackboneError) -> list[Path]:
+    """The files of weights that an index lists; raises `fault` where some are missing."""
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise fault(f"{index.parent} lacks {len(missing)} of {len(names)} shards: {', '.join(missing)}.")
+    return [index.parent / name for name in names]
+
+
 def stored_weights(folder: Path | str) -> list[Path]:
     """The safetensors files of a model's folder; raises `BackboneError` where there are none, or shards are missing."""
     folder, kind = Path(folder), model_type(folder)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise BackboneError(f"{folder} lacks {len(missing)} of {len(names)} shards: {', '.join(missing)}.")
-        return [folder / name for name in names]
+        return listed_shards(index)
     if not list(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         hint = f"only {pickled}: save them as safetensors first" if pickled else "no *.safetensors"

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import LlarvaError
+from .backbones import listed_shards
 
 # %% ../../nbs/07h0_models.llava_tensors.ipynb #c9dc5140
 class ConversionError(LlarvaError):
@@ -36,11 +37,7 @@ def weight_files(folder: Path) -> list[Path]:
     for name in _WEIGHTS:
         index = folder / f"{name}.index.json"
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            missing = [shard for shard in names if not (folder / shard).is_file()]
-            if missing:
-                raise ConversionError(f"{folder} lacks {len(missing)} of {len(names)} shards: {', '.join(missing)}.")
-            return [folder / shard for shard in names]
+            return listed_shards(index, ConversionError)
         if (folder / name).is_file():
             return [folder / name]
     return []
