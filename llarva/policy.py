@@ -156,13 +156,14 @@ class ChunkedPolicy(ABC):
 class Policy(ChunkedPolicy):
     """A checkpoint that drives `batch` robots in one `control_mode`, `execute` of its n predicted steps at a time.
 
-    `runner` and `weights` choose how answers are decoded (see `llarva.decoding`). Raises `PolicyError` for a control
-    mode that the checkpoint was not trained for, and what `Decoder` raises.
+    `runner`, `weights` and `number_choice` choose how answers are decoded (see `llarva.decoding`). Raises `PolicyError`
+    for a control mode that the checkpoint was not trained for, and what `Decoder` raises.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, control_mode: str, batch: int = 1, *,
         execute: int | None = None, with_trace: bool = True, runner: str = "auto", weights: str = "exact",
+        number_choice: str = "auto",
     ) -> None:
         known = known_control_modes(checkpoint.format)
         if control_mode not in known:
@@ -171,7 +172,7 @@ class Policy(ChunkedPolicy):
         self.with_trace = with_trace
         # A block is as wide as its widest guess, so in a batch the unluckiest row decides: there nothing is guessed.
         self.decoder = Decoder(checkpoint, control_mode, with_trace, steps=self.execute, runner=runner, weights=weights,
-                               draft=batch == 1)
+                               number_choice=number_choice, draft=batch == 1)
         self._last: list[Answer | None] = [None] * batch
         self._since = [0] * batch
 

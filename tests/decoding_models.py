@@ -81,7 +81,8 @@ class Asker:
         for number in numbers:
             if (number, with_trace) not in self.said:
                 question = self.question(number, with_trace)
-                self.said[number, with_trace] = plain_generate(self.checkpoint, decoder.grammar, *question)
+                self.said[number, with_trace] = plain_generate(self.checkpoint, decoder.grammar, *question,
+                                                               numbers=decoder.numbers)
         return [self.said[number, with_trace] for number in numbers]
 
     def check(self, numbers: list[int], runner: str, draft: bool, with_trace: bool, likely: int | None) -> None:
@@ -92,6 +93,14 @@ class Asker:
         spoiled = [text[:likely] + other[likely:] for text, other in zip(texts, texts[1:] + texts[:1], strict=True)]
         decoded = decoder.generate(*self.questions(numbers, with_trace), spoiled if likely is not None else None)
         assert decoded.token_ids == expected
+
+
+def plain_answers(
+    checkpoint: Checkpoint, decoder: Decoder, images: np.ndarray, prompts: Sequence[str]
+) -> list[list[int]]:
+    """What plain generation says by the rules of `decoder`."""
+    return [plain_generate(checkpoint, decoder.grammar, *pair, numbers=decoder.numbers)
+            for pair in zip(images, prompts, strict=True)]
 
 
 def spelled(decoder: Decoder, ids: Sequence[int]) -> str:

@@ -7,13 +7,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from decoding_models import DECIMAL, FORMAT, MODE, Asker, make_checkpoint, pictures
+from decoding_models import DECIMAL, FORMAT, MODE, Asker, make_checkpoint, pictures, plain_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
-from llarva.decoding import Decoder, DecodingError, answer_format, penalty_rows, plain_generate
+from llarva.decoding import Decoder, DecodingError, answer_format
 from llarva.instructions.format import InstructionFormat
 from llarva.instructions.numbers import DecimalNumbers
 from llarva.kinematics import proprioception
@@ -45,17 +45,13 @@ def ask(format: InstructionFormat, count: int, seed: int = 0) -> tuple[np.ndarra
     return pictures(rng, count), prompts
 
 
-def reference(checkpoint: Checkpoint, decoder: Decoder, images: np.ndarray, prompts: list[str]) -> list[list[int]]:
-    return [plain_generate(checkpoint, decoder.grammar, *pair) for pair in zip(images, prompts, strict=True)]
-
-
 @pytest.mark.parametrize("runner", ["lean", "library", "static"])
 @pytest.mark.parametrize("kind", ["bins", "decimals"])
 def test_tokens_equal_plain_generate(kind: str, runner: str, request: pytest.FixtureRequest) -> None:
     checkpoint = request.getfixturevalue(kind)
     decoder = Decoder(checkpoint, MODE, runner=runner)
     images, prompts = ask(checkpoint.format, 4)
-    expected = reference(checkpoint, decoder, images, prompts)
+    expected = plain_answers(checkpoint, decoder, images, prompts)
     assert len({tuple(ids) for ids in expected}) == 4, "the rows should differ, else this tests little"
     assert decoder.generate(images, prompts).token_ids == expected
     for row in range(4):
@@ -88,7 +84,7 @@ def test_without_trace(bins: Checkpoint) -> None:
     images, _ = ask(bins.format, 2)
     prompts = [bins.format.prompt("go", np.zeros((1, 7)), MODE, with_trace=False)] * 2
     decoded = decoder.generate(images, prompts)
-    assert decoded.token_ids == reference(bins, decoder, images, prompts)
+    assert decoded.token_ids == plain_answers(bins, decoder, images, prompts)
     assert bins.format.parse(decoded.texts[0], MODE, with_trace=False).trace is None
 
 
@@ -113,7 +109,7 @@ def test_adapters_are_merged_into_a_copy(bins: Checkpoint) -> None:
     assert decoder.runner.name == "lean Llama"
     assert any(".lora_" in name for name, _ in adapted.named_parameters()), "the caller's model must stay adapted"
     images, prompts = ask(bins.format, 3)
-    expected = reference(replace(checkpoint, model=adapted), decoder, images, prompts)
+    expected = plain_answers(replace(checkpoint, model=adapted), decoder, images, prompts)
     assert decoder.generate(images, prompts).token_ids == expected
     assert expected != Decoder(bins, MODE).generate(images, prompts).token_ids
 
@@ -182,7 +178,7 @@ def test_equal_images_are_looked_at_once(bins: Checkpoint, monkeypatch: pytest.M
     monkeypatch.setattr(decoder.model, "get_image_features", look)
     images, prompts = ask(bins.format, 3)
     images[2] = images[0]
-    expected = reference(bins, decoder, images, prompts)
+    expected = plain_answers(bins, decoder, images, prompts)
     looked.clear()
     decoder.reset()
     assert decoder.generate(images, prompts).token_ids == expected and looked == [2]
@@ -198,14 +194,6 @@ def test_requests_that_do_not_fit_are_refused(bins: Checkpoint) -> None:
         Decoder(bins, MODE, max_tokens=5).generate(images, prompts)
     with pytest.raises(RunnerError, match="'slow'.*auto, lean, library, static"):
         Decoder(bins, MODE, runner="slow")
-
-
-def test_penalties_are_the_grammar(decimals: Checkpoint) -> None:
-    grammar = Decoder(decimals, MODE).grammar
-    penalties, row = penalty_rows(grammar, grammar.size)
-    assert len(penalties) < len(grammar)
-    for state in range(len(grammar)):
-        assert torch.nonzero(penalties[row[state]] == 0).flatten().tolist() == grammar.allowed(state).tolist()
 
 
 @pytest.mark.parametrize("groups,bias,act", [(4, False, "silu"), (2, True, "silu"), (1, False, "gelu")])
@@ -259,7 +247,7 @@ def test_the_shipped_checkpoint_decodes_to_the_same_tokens() -> None:
                    for (_, info), state in zip(scenes, states, strict=True)]
         env.close()
         assert decoder.runner.name == "lean Llama"
-        assert decoder.generate(images, prompts).token_ids == reference(checkpoint, decoder, images, prompts)
+        assert decoder.generate(images, prompts).token_ids == plain_answers(checkpoint, decoder, images, prompts)
 
 
 def test_a_processor_of_another_model_is_refused(bins: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from decoding_models import (
     RUNNERS,
     Asker,
     make_checkpoint,
+    plain_answers,
     spelled,
     wrong_here_and_there,
 )
@@ -142,8 +143,7 @@ def test_images_at_different_places_are_all_seen(
     images[3] = images[0]
     said = []
     for seen in (images, images, images[::-1].copy()):
-        expected = [plain_generate(asker.checkpoint, decoder.grammar, *pair)
-                    for pair in zip(seen, prompts, strict=True)]
+        expected = plain_answers(asker.checkpoint, decoder, seen, prompts)
         for _ in range(2):
             assert decoder.generate(seen, prompts).token_ids == expected
         said.append(expected)
@@ -182,7 +182,7 @@ def test_an_answer_that_is_too_long_is_given_up_at_once(
 def test_the_reference_is_cut_at_its_longest(askers: list[Asker]) -> None:
     asker, decoder = askers[0], askers[0].decoder("lean", False, True)
     whole = asker.plain(decoder, [0])[0]
-    assert plain_generate(asker.checkpoint, decoder.grammar, *asker.question(0), 5) == whole[:5]
+    assert plain_generate(asker.checkpoint, decoder.grammar, *asker.question(0), 5, decoder.numbers) == whole[:5]
 
 
 def of_parts(monkeypatch: pytest.MonkeyPatch, *parts: Constant | Table) -> Checkpoint:
@@ -200,8 +200,7 @@ def test_an_answer_without_a_choice(runner: str, monkeypatch: pytest.MonkeyPatch
         images, prompts = asker.questions(numbers)
         decoded = decoder.generate(images, prompts, [None, "The trace", ""][: len(numbers)])
         assert decoded.texts == ["The trace: none."] * len(numbers)
-        assert decoded.token_ids == [plain_generate(checkpoint, decoder.grammar, *pair)
-                                     for pair in zip(images, prompts, strict=True)]
+        assert decoded.token_ids == plain_answers(checkpoint, decoder, images, prompts)
         assert decoded.forwards <= 1, "at most the picture that several rows share is read"
     with pytest.raises(DecodingError, match="within 2 tokens"):
         Decoder(checkpoint, MODE, runner=runner, max_tokens=2).generate(images, prompts)
@@ -215,7 +214,7 @@ def test_an_answer_of_one_choice(runner: str, monkeypatch: pytest.MonkeyPatch) -
     for draft in (False, True):
         decoder = Decoder(checkpoint, MODE, runner=runner, draft=draft)
         images, prompts = asker.questions([0, 1, 2, 3])
-        expected = [plain_generate(checkpoint, decoder.grammar, *pair) for pair in zip(images, prompts, strict=True)]
+        expected = plain_answers(checkpoint, decoder, images, prompts)
         for drafts in (None, ["", "It", "It is [[0]].", "It is [[1]]."]):
             assert decoder.generate(images, prompts, drafts).token_ids == expected
 

@@ -1,15 +1,15 @@
-"""Greedy answers must be the library's own, token by token, however they are decoded."""
+"""Answers must be the library's own, token by token, however they are decoded."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from decoding_models import DECIMAL, FORMAT, MODE, RUNNERS, Asker, make_checkpoint
+from decoding_models import DECIMAL, FORMAT, MODE, RUNNERS, Asker, make_checkpoint, plain_answers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llarva.decoding import Decoder, DecodingError, plain_generate
+from llarva.decoding import Decoder, DecodingError
 from llarva.drafting import LAST_ANSWER
 from llarva.instructions.format import InstructionFormat
 from llarva.int8 import Int8Linear, agreement
@@ -110,8 +110,8 @@ def test_another_image_is_never_taken_for_the_last_one() -> None:
     one = image.copy()
     one[0, 0, 0] ^= 1
     for picture in (image, other, one, image):
-        expected = plain_generate(asker.checkpoint, decoder.grammar, picture, prompt)
-        assert decoder.generate(picture[None], [prompt]).token_ids == [expected]
+        expected = plain_answers(asker.checkpoint, decoder, picture[None], [prompt])
+        assert decoder.generate(picture[None], [prompt]).token_ids == expected
 
 
 @pytest.mark.parametrize("format", [FORMAT, DECIMAL])

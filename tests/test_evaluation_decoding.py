@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from decoding_models import make_checkpoint, pictures
+from decoding_models import make_checkpoint, pictures, plain_answers
 from patch_world import FORMAT, Patches
 
-from llarva.decoding import Decoded, Decoder, plain_generate
+from llarva.decoding import Decoded, Decoder
 from llarva.evaluation import rollouts, selftest
 from llarva.evaluation.players import find_device, make_policy, placed
 from llarva.evaluation.rollouts import answers_of, evaluate
@@ -56,7 +56,7 @@ def identity(folder: Path) -> dict[str, Any]:
 
 
 def plainly(self: Decoder, images: np.ndarray, prompts: list[str], likely: Any = None) -> Decoded:
-    ids = [plain_generate(self._checkpoint, self.grammar, *pair) for pair in zip(images, prompts, strict=True)]
+    ids = plain_answers(self._checkpoint, self, images, prompts)
     texts = ["".join(self.vocabulary[token] for token in row[:-1]) for row in ids]
     return Decoded(texts, ids, 0.0, sum(map(len, ids)), 0)
 
@@ -110,15 +110,18 @@ def test_rows_of_half_precision_are_marked(checkpoint: Checkpoint, tmp_path: Pat
 
 
 def test_folders_from_before_there_was_a_choice_go_on(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    rows = play(tmp_path, checkpoint)
-    assert not {"runner", "weights"} & identity(tmp_path).keys()
+    rows = play(tmp_path, checkpoint, number_choice="likeliest")
+    assert not {"runner", "weights", "number_choice"} & identity(tmp_path).keys()
     (tmp_path / "rows" / "part-00001.parquet").unlink()
-    assert play(tmp_path, checkpoint) == rows
+    assert play(tmp_path, checkpoint, number_choice="likeliest") == rows
+    with pytest.raises(EvaluationError, match="differs in number_choice"):
+        play(tmp_path, checkpoint)
 
 
 @pytest.mark.parametrize("changes,says", [
     ({"runner": "fast"}, "Unknown runner 'fast'.*auto, lean, library, static"),
     ({"weights": "int4"}, "Unknown weights 'int4'.*exact, int8"),
+    ({"number_choice": "mean"}, "Unknown number_choice 'mean'.*auto, likeliest, median"),
     ({"runner": "lean", "weights": "int8"}, "auto, library, static"),
 ])
 def test_what_there_is_to_choose(changes: dict[str, Any], says: str) -> None:

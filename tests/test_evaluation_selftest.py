@@ -105,3 +105,10 @@ def test_equally_likely_tokens_are_no_difference() -> None:
     logits = torch.tensor([[1.0, 1.0005, 0.0], [0.0, 5.0, 9.0]])
     assert first_unlike(logits, [0, 2], None, 1e-3) is None and first_unlike(logits, [2, 2], None, 1e-3) == 0
     assert first_unlike(logits, [0, 1], [[0], [0, 1]], 1e-3) is None, "what is not allowed does not count"
+
+
+def test_a_median_is_held_against_the_median() -> None:
+    logits = torch.tensor([[0.3, 0.29, 0.41], [0.3, 0.29, 0.41]]).log()
+    assert first_unlike(logits, [1, 1], None, 1e-3, [0, 1, 2]) is None
+    assert first_unlike(logits, [1, 2], None, 1e-3, [0, 1, 2]) == 1
+    assert first_unlike(logits, [1, 2], [[0, 1, 2], [2]], 1e-3, [0, 1, 2]) is None, "only legal numbers count"

@@ -82,7 +82,7 @@ def test_merging_keeps_every_greedy_token(folders: dict[str, Path], family: str,
     for k in range(3):
         image = look(k)["image"]
         assert decoder.generate(image[None], [prompt]).token_ids[0] == plain_generate(
-            wrapped, decoder.grammar, image, prompt
+            wrapped, decoder.grammar, image, prompt, numbers=decoder.numbers
         )
 
 

@@ -80,7 +80,8 @@ def make_policy(checkpoint: Loaded, config: EvaluationConfig) -> Drives:
     """
     batch = min(config.batch, config.episodes)
     if isinstance(checkpoint, Baseline):
-        for name, default in DECODING.items():
+        for name in DECODING:
+            default = getattr(EvaluationConfig, name)
             if getattr(config, name) != default:
                 raise EvaluationError(f"{name} {getattr(config, name)!r} is for language-model policies; a baseline "
                                       f"decodes nothing. Valid choices: {default}.")
@@ -90,7 +91,7 @@ def make_policy(checkpoint: Loaded, config: EvaluationConfig) -> Drives:
     wording = get_template(checkpoint.format.template)
     with_trace = wording.answer_with_trace is not None if config.with_trace is None else config.with_trace
     return Policy(checkpoint, config.control_mode, batch, execute=config.execute, with_trace=with_trace,
-                  runner=config.runner, weights=config.weights)
+                  runner=config.runner, weights=config.weights, number_choice=config.number_choice)
 
 # %% ../../nbs/12d1_evaluation.players.ipynb #dfd22dc4
 def fingerprint(checkpoint: Loaded) -> str:

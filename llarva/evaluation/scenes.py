@@ -22,6 +22,7 @@ from ..int8 import WEIGHTS
 from ..sources.rlbench import find_episodes
 from ..suites import RLBENCH_18, RLBENCH_COLOURED, expand_suites
 from ..text_runners import RUNNERS
+from ..token_choice import NUMBER_CHOICES
 from ..workers import EXECUTORS
 
 # %% ../../nbs/12c_evaluation.scenes.ipynb #2cbebab6
@@ -31,8 +32,8 @@ VALIDATION_SEEDS = range(1_900_000, 2_000_000)
 # %% ../../nbs/12c_evaluation.scenes.ipynb #c47ba605
 SIMULATORS = {"tabletop": "llarva", "rlbench": "llarva-rlbench"}  # and what the names of their environments begin with
 CONTROLS = ("none", "blank_image", "other_scene_image", "wrong_instruction", "colours_swapped")
-# How answers are decoded by default. Evaluations on disk do not name what has its default.
-DECODING = {"runner": "auto", "weights": "exact"}
+# How answers were decoded before there was a choice. Evaluations on disk do not name it.
+DECODING = {"runner": "auto", "weights": "exact", "number_choice": "likeliest"}
 
 
 def tasks_for(control: str, tasks: Sequence[str]) -> tuple[str, ...]:
@@ -59,7 +60,8 @@ class EvaluationConfig:
 
     `runner` and `weights`, for language models only, choose how answers are decoded (see `llarva.decoding`). In float32
     every runner says the same; in half precision, where two tokens are nearly as likely, another runner, batch or draft
-    may say the other. Weights in int8 may say something else altogether: their rows are a result of their own.
+    may say the other. Weights in int8 may say something else altogether, and so may another `number_choice` (see
+    `llarva.token_choice`): their rows are a result of their own.
 
     `simulator`: "tabletop", or "rlbench" where that is installed. `demos`, for RLBench only, is a folder of stored
     demonstrations whose scenes are put back, in their order, instead of scenes drawn from seeds.
@@ -93,6 +95,7 @@ class EvaluationConfig:
     repeats: int = 0
     runner: str = "auto"
     weights: str = "exact"
+    number_choice: str = "auto"
 
     def __post_init__(self) -> None:
         if self.simulator not in SIMULATORS:
@@ -111,7 +114,8 @@ class EvaluationConfig:
             raise EvaluationError(f"{self.control} needs instructions that name a colour, but not those of "
                                   f"{', '.join(unfit)}. Valid tasks: {', '.join(RLBENCH_COLOURED)}, together the suite "
                                   "'rlbench-coloured'.")
-        for name, choices in (("executor", EXECUTORS), ("runner", RUNNERS), ("weights", WEIGHTS)):
+        known = {"executor": EXECUTORS, "runner": RUNNERS, "weights": WEIGHTS, "number_choice": NUMBER_CHOICES}
+        for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise EvaluationError(unknown_choice(name, getattr(self, name), choices))
         if (self.runner, self.weights) == ("lean", "int8"):

@@ -23,6 +23,7 @@ from ..instructions.reader import AnswerError
 from ..models.checkpoints import Checkpoint
 from ..models.text import encode_prompt
 from ..policy import Policy
+from ..token_choice import could_be_chosen
 from ..training.kept_rows import KEPT_ROWS, plain_logits, read_kept_rows, reference_poses, row_tokens
 
 # %% ../../nbs/12d3_evaluation.selftest.ipynb #72058204
@@ -47,15 +48,22 @@ class SelfTest:
 ROUNDING = {torch.float32: 2e-3, torch.float16: 0.1, torch.bfloat16: 0.5}  # of logits
 
 
-def first_unlike(logits: Tensor, tokens: Sequence[int], allowed: Sequence[Any] | None, slack: float) -> int | None:
-    """The first place where a token is less likely, by more than `slack`, than the likeliest of those allowed there.
+def first_unlike(
+    logits: Tensor, tokens: Sequence[int], allowed: Sequence[Any] | None, slack: float,
+    numbers: Sequence[int] | None = None,
+) -> int | None:
+    """The first place where a token is not what would be chosen there, with errors of the logits up to `slack`.
 
-    `logits` [T, V] before each of the T `tokens`; `allowed` token ids per place, None for all.
+    `logits` [T, V] before each of the T `tokens`; `allowed` token ids per place, None for all; `numbers` as a decoder
+    has them.
     """
+    ordered = None if numbers is None else torch.tensor(numbers)
     for place, token in enumerate(tokens):
-        row = logits[place]
-        best = row.max() if allowed is None else row[torch.as_tensor(np.array(allowed[place]), dtype=torch.long)].max()
-        if float(best - row[token]) > slack:
+        scores = logits[place]
+        if allowed is not None:
+            legal = torch.as_tensor(np.array(allowed[place]), dtype=torch.long)
+            scores = torch.full_like(scores, float("-inf")).index_copy(0, legal, scores[legal])
+        if not could_be_chosen(scores, token, ordered, slack):
             return place
     return None
 
@@ -76,7 +84,7 @@ class Replay:
             self._as_then(row, image)
         answer = self.decoder.generate(image[None], [row["prompt"]]).token_ids[0]
         logits = plain_logits(self.checkpoint, image, [*ids, *answer], len(answer))
-        place = first_unlike(logits, answer, self._allowed(answer), self.slack)
+        place = first_unlike(logits, answer, self._allowed(answer), self.slack, self.decoder.numbers)
         if place is not None:
             raise SelfTestError(f"Row {row['id']}: at token {place} of its answer serving says "
                                 f"{self._text(answer[place])}, where a plain forward of the model does not.")
