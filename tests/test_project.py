@@ -40,7 +40,7 @@ RANKS = {
             ("rlbench",),
             ("instructions",),
             ("models",),
-            ("training", "text_cache", "lean_llama", "text_runners", "drafting", "int8", "prefill"),
+            ("training", "text_cache", "lean_llama", "text_runners", "drafting", "token_choice", "int8", "prefill"),
             ("decoding",),
             ("policy",),
             ("baselines", "takeovers"),

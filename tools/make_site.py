@@ -29,7 +29,8 @@ PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widg
 # Rooms in the order in which data flows through them.
 ROOMS = [
     *("errors", "suites", "workers", "robots", "kinematics", "card_fields", "cards", "cameras", "episodes", "sources"),
-    *("traces", "instructions", "models", "training", "drafting", "int8", "text_cache", "lean_llama", "text_runners"),
+    *("traces", "instructions", "models", "training", "drafting", "token_choice", "int8"),
+    *("text_cache", "lean_llama", "text_runners"),
     *("prefill", "decoding", "policy"),
     *("tabletop", "rlbench", "baselines", "takeovers", "evaluation", "ablations"),
     *("plots", "widgets", "metrics", "runs", "quickstart", "quickstart_report"),
