@@ -43,7 +43,7 @@ from .models.tiny import TinySize, make_tiny
 from .prefill import Prompts, common_prefix, embed_rows, first_of_each, image_features, make_prompts
 from .text_cache import TextRunner
 from .text_runners import make_runner
-from .token_choice import MedianNumbers, TokenChoice, number_ids
+from .token_choice import MedianNumbers, TokenChoice, number_ids, takes_medians
 
 # %% ../nbs/09_decoding.ipynb #448cd3d6
 class DecodingError(LlarvaError):
@@ -122,7 +122,8 @@ class Decoder:
         self.grammar = compile_grammar(legal, self.vocabulary, special.eos)
         self._forced_run = lru_cache(maxsize=None)(self.grammar.forced_run)
         head = self.model.get_output_embeddings()
-        self.numbers = number_ids(self.format, self.vocabulary, number_choice)
+        medians = takes_medians(self.format, number_choice)
+        self.numbers = number_ids(self.format, self.vocabulary) if medians else None
         self._choice = TokenChoice(self.grammar, head.weight.shape[0], self.numbers, self.model.device)
         period = self.format.control_mode(control_mode).action_size if self.format.number_tokens() else None
         self.drafter = Drafter(self.grammar, self.vocabulary, period)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .episodes.records import Episode
+from .errors import unknown_choice
 from .models.checkpoints import load_checkpoint
 from .policy import Policy
 from llarva.tabletop.demos import (
@@ -30,11 +31,13 @@ from .tabletop.moments import Moment
 from .tabletop.recording import BLOCK
 from .tabletop.simulation import Simulation, Snapshot
 from .tabletop.tasks.registry import get_task
+from .token_choice import NUMBER_CHOICES
 
 # %% ../nbs/11n_takeovers.ipynb #4c3ea4ad
 @dataclass(frozen=True)
 class TakeoverConfig(DemoConfig):
-    """What to record: as demonstrations, but the policy of `checkpoint` drives first, in its `control_mode`.
+    """What to record: as demonstrations, but the policy of `checkpoint` drives first, in its `control_mode`,
+    with numbers chosen as `number_choice` says (see `llarva.token_choice`).
 
     It drives for 1 step up to `longest_drive` of the task's step limit (a share). The arm is never pushed: errors are
     the policy's own.
@@ -42,6 +45,7 @@ class TakeoverConfig(DemoConfig):
 
     checkpoint: str = ""
     control_mode: str = "end_effector_delta"
+    number_choice: str = "auto"
     longest_drive: float = 0.75
     kicks: int = 0
 
@@ -49,6 +53,8 @@ class TakeoverConfig(DemoConfig):
         super().__post_init__()
         if self.kicks:
             raise DemoError(f"Take-overs record the policy's own errors, without kicks; got {self.kicks}.")
+        if self.number_choice not in NUMBER_CHOICES:
+            raise DemoError(unknown_choice("number_choice", self.number_choice, NUMBER_CHOICES))
         if not 0 < self.longest_drive <= 1:
             raise DemoError(f"longest_drive is a share of the step limit, above 0 up to 1, got {self.longest_drive}.")
         if not (Path(self.checkpoint) / "model.safetensors").is_file():
@@ -57,7 +63,10 @@ class TakeoverConfig(DemoConfig):
     def identity(self) -> dict[str, Any]:
         """What determines the content of every episode; of the checkpoint, the SHA-256 of its weights."""
         weights = hashlib.sha256((Path(self.checkpoint) / "model.safetensors").read_bytes()).hexdigest()
-        return {**super().identity(), "checkpoint": weights}
+        found = {**super().identity(), "checkpoint": weights}
+        if self.number_choice == "likeliest":  # as in all recordings from before there was a choice
+            del found["number_choice"]
+        return found
 
 # %% ../nbs/11n_takeovers.ipynb #81d8afd1
 def drive(sim: Simulation, policy: Policy, starts: Sequence[Snapshot], steps: Sequence[int]) -> list[list[Snapshot]]:
@@ -145,7 +154,8 @@ def takeover_episodes(config: TakeoverConfig, indices: Iterable[int]) -> Iterato
     sim = Simulation(get_task(config.task), config.image_size)
     torch.set_num_threads(1)
     try:
-        policy = Policy(load_checkpoint(Path(config.checkpoint)), config.control_mode, BLOCK)
+        checkpoint = load_checkpoint(Path(config.checkpoint))
+        policy = Policy(checkpoint, config.control_mode, BLOCK, number_choice=config.number_choice)
         for group in sorted({index // BLOCK for index in wanted}):
             found = record_group(sim, policy, config, range(group * BLOCK, (group + 1) * BLOCK))
             yield from (found[index] for index in wanted if index // BLOCK == group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -80,6 +81,8 @@ def test_policies_are_asked_as_they_were_trained(study: Path) -> None:
     for row in results.rows_of("pretrained"):
         # Six steps in answers of four, all executed.
         assert len(row["following_px"]) == len(row["moved_px"]) == 2 and row["trace_error_px"] > 0
+    played = [json.loads(path.read_text()) for path in study.glob("cells/*/rollouts/*/evaluation.json")]
+    assert played and not any("number_choice" in one for one in played), "LLARVA's numbers are the likeliest tokens"
 
 
 def test_tuning_starts_from_the_pretrained_weights(study: Path) -> None:

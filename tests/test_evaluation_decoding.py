@@ -25,6 +25,7 @@ from llarva.int8 import Int8Linear
 from llarva.models.checkpoints import Checkpoint
 from llarva.policy import Policy
 from llarva.text_runners import LibraryRunner, StaticRunner
+from llarva.token_choice import NumberChoiceError
 
 CONFIG = EvaluationConfig("none", "", tasks=("one", "two"), episodes=3, batch=2, videos=0)
 
@@ -78,6 +79,27 @@ def test_the_runner_that_was_asked_for_is_taken(checkpoint: Checkpoint) -> None:
     for runner, kind in (("static", StaticRunner), ("library", LibraryRunner)):
         policy = make_policy(checkpoint, replace(CONFIG, runner=runner))
         assert isinstance(policy, Policy) and isinstance(policy.decoder.runner, kind)
+
+
+def test_numbers_are_chosen_as_was_asked(checkpoint: Checkpoint) -> None:
+    for choice, medians in (("auto", True), ("median", True), ("likeliest", False)):
+        policy = make_policy(checkpoint, replace(CONFIG, number_choice=choice))
+        assert isinstance(policy, Policy) and (policy.decoder.numbers is not None) == medians
+
+
+def test_rows_of_medians_are_marked(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """By what was chosen and not by what was asked: "auto" may come to mean something else."""
+    rows = play(tmp_path / "auto", checkpoint, episodes=1)
+    assert play(tmp_path / "median", checkpoint, episodes=1, number_choice="median") == rows
+    play(tmp_path / "likeliest", checkpoint, episodes=1, number_choice="likeliest")
+    assert identity(tmp_path / "auto") == identity(tmp_path / "median") | {"number_choice": "median"}
+    assert "medians" in (tmp_path / "auto" / "summary.txt").read_text().splitlines()[0]
+    assert "medians" not in (tmp_path / "likeliest" / "summary.txt").read_text()
+    spelled = make_checkpoint(replace(FORMAT, numbers=DecimalNumbers()))
+    play(tmp_path / "digits", spelled, episodes=1, max_steps=2)
+    assert "number_choice" not in identity(tmp_path / "digits"), "a folder from before there was a choice goes on"
+    with pytest.raises(NumberChoiceError, match="spelled in digits"):
+        play(tmp_path / "none", spelled, number_choice="median")
 
 
 def test_rows_of_int8_are_marked(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -134,14 +156,15 @@ def test_the_self_test_runs_the_runner_and_the_checkpoint_s_own_weights(
 ) -> None:
     asked = []
 
-    def test(checkpoint: Checkpoint, rows: str | None, runner: str) -> SelfTest:
-        asked.append(runner)
+    def test(checkpoint: Checkpoint, rows: str | None, runner: str, number_choice: str) -> SelfTest:
+        asked.append((runner, number_choice))
         return SelfTest(0, 0, "told")
 
     monkeypatch.setattr(rollouts, "self_test", test)
-    play(tmp_path, checkpoint, runner="static", weights="int8", episodes=1)
-    assert asked == ["static"]
-    replay = selftest.Replay(checkpoint, CONFIG.control_mode, True, "static")
+    play(tmp_path, checkpoint, runner="static", weights="int8", number_choice="likeliest", episodes=1)
+    assert asked == [("static", "likeliest")]
+    replay = selftest.Replay(checkpoint, CONFIG.control_mode, True, "static", "likeliest")
+    assert replay.decoder.numbers is None
     assert isinstance(replay.decoder.runner, StaticRunner)
     assert not any(isinstance(m, Int8Linear) for m in replay.decoder.model.modules())
 

@@ -127,10 +127,13 @@ def test_evaluate(chain: Path) -> None:
 
 def test_evaluate_with_other_weights(chain: Path) -> None:
     few = {"checkpoint": str(chain / "train" / "checkpoint"), "episodes": 1, "max_steps": 4, "videos": 0}
-    run_notebook("evaluate", chain / "int8", {**few, "runner": "library", "weights": "int8"})
+    other = {"runner": "library", "weights": "int8", "number_choice": "likeliest"}
+    run_notebook("evaluate", chain / "int8", few | other)
     assert "int8" in read_metrics(chain / "int8")["metrics"]["answers"]
     chosen = json.loads((chain / "int8" / "rollouts" / "evaluation.json").read_text())
-    assert (chosen["runner"], chosen["weights"]) == ("library", "int8")
+    assert (chosen["runner"], chosen["weights"]) == ("library", "int8") and "number_choice" not in chosen
+    usual = json.loads((chain / "evaluate" / "rollouts" / "evaluation.json").read_text())
+    assert usual["number_choice"] == "median"
     with pytest.raises(RunError, match="Unknown weights 'int4'"):
         run_notebook("evaluate", chain / "int4", {**few, "weights": "int4"})
 

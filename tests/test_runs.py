@@ -168,6 +168,17 @@ def test_an_attempt_that_left_nothing_binds_nobody(notebook: Path) -> None:
         run_notebook(notebook, notebook.parent / "other", {"steps": 4})
 
 
+def test_a_run_from_before_numbers_were_chosen_had_the_likeliest(notebook: Path) -> None:
+    out = notebook.parent / "out"
+    body = "from llarva.metrics import recorded\nwith recorded(out_dir, 'small', {}):\n    pass"
+    write_notebook(notebook, body=body)
+    run_notebook(notebook, out)
+    write_notebook(notebook, f"{CELL}\nnumber_choice: str = 'auto'  # of number tokens", body)
+    run_notebook(notebook, out, {"number_choice": "likeliest"})
+    with pytest.raises(RunError, match="number_choice: 'likeliest', now 'auto'"):
+        run_notebook(notebook, out)
+
+
 def test_failing_cell_is_named_and_the_run_goes_on_later(notebook: Path) -> None:
     out = notebook.parent / "out"
     write_notebook(notebook, body="from pathlib import Path\nopen(Path(out_dir).parent / 'flag').read()")

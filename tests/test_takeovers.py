@@ -120,11 +120,18 @@ def test_nothing_else_is_appended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "told"),
-    [({"kicks": 1}, "kicks"), ({"checkpoint": "nowhere"}, "'nowhere'"), ({"longest_drive": 0.0}, "0.0")],
+    [({"kicks": 1}, "kicks"), ({"checkpoint": "nowhere"}, "'nowhere'"), ({"longest_drive": 0.0}, "0.0"),
+     ({"number_choice": "mean"}, "'mean'.*auto, likeliest, median")],
 )
 def test_what_cannot_be_recorded(changes: dict, told: str) -> None:
     with pytest.raises(DemoError, match=told):
         TakeoverConfig("push_buttons", 1, "", **{"checkpoint": CHECKPOINT, **changes})
+
+
+def test_it_is_known_how_the_driver_chose_its_numbers() -> None:
+    """Recordings from before there was a choice were driven by the likeliest numbers, and can be continued."""
+    assert config().identity()["number_choice"] == "auto"
+    assert "number_choice" not in config(number_choice="likeliest").identity()
 
 
 def test_an_expert_that_never_mends_is_told(sim: Simulation, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from llarva.token_choice import (
     median_or_likeliest,
     number_ids,
     penalty_rows,
+    takes_medians,
 )
 
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=3, max_size=40)
@@ -104,6 +105,14 @@ def test_the_choice_is_the_decoder_s() -> None:
     assert Decoder(make_checkpoint(DECIMAL), MODE).numbers is None, "digits have no median"
 
 
+def test_ids_of_numbers_are_in_the_order_of_values() -> None:
+    tokens = FORMAT.number_tokens()
+    vocabulary = ["", *reversed(tokens), "push", *tokens]
+    assert number_ids(FORMAT, vocabulary) == list(range(len(tokens), 0, -1)), "of equal texts the first"
+    assert number_ids(FORMAT, vocabulary[2 : len(tokens)]) == list(range(len(tokens) - 3, -1, -1)), "some are lacking"
+    assert number_ids(DECIMAL, vocabulary) == []
+
+
 def test_the_library_is_left_one_token() -> None:
     scores = torch.tensor([[0.3, 0.29, 0.41, 0.0]]).log()
     left = MedianNumbers([0, 1, 2], torch.device("cpu"))(torch.zeros(1, 4), scores)
@@ -116,6 +125,6 @@ def test_the_library_is_left_one_token() -> None:
 ])
 def test_what_there_is_to_choose(format: Any, choice: str, says: str) -> None:
     with pytest.raises(NumberChoiceError, match=says):
-        number_ids(format, ["", *format.number_tokens()], choice)
+        takes_medians(format, choice)
     with pytest.raises(NumberChoiceError, match=says):
         Decoder(make_checkpoint(format), MODE, number_choice=choice)

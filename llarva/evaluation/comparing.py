@@ -80,7 +80,8 @@ class _Side:
         """The rows of some batches, played where they are not there yet."""
         todo = [part for part in parts if not part_path(self.folder, part).is_file()]
         if todo and self.play is None:
-            tested = self_test(self.checkpoint, self.config.training_rows, runner=self.config.runner)
+            tested = self_test(self.checkpoint, self.config.training_rows, runner=self.config.runner,
+                               number_choice=self.config.number_choice)
             write_whole(self.folder / "selftest.json", json.dumps(asdict(tested)).encode())
             context = playing(self.config, self.checkpoint, self.make_env, self.film)
             self.play = stack.enter_context(context)

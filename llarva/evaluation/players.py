@@ -80,11 +80,13 @@ def make_policy(checkpoint: Loaded, config: EvaluationConfig) -> Drives:
     """
     batch = min(config.batch, config.episodes)
     if isinstance(checkpoint, Baseline):
-        for name in DECODING:
-            default = getattr(EvaluationConfig, name)
+        for name, default in DECODING.items():
             if getattr(config, name) != default:
                 raise EvaluationError(f"{name} {getattr(config, name)!r} is for language-model policies; a baseline "
                                       f"decodes nothing. Valid choices: {default}.")
+        if config.number_choice == "median":
+            raise EvaluationError("A baseline answers without tokens, so it has no medians. Valid choices: auto, "
+                                  "likeliest.")
         return BaselinePolicy(checkpoint, config.control_mode, batch, execute=config.execute, ensemble=config.ensemble)
     if config.ensemble is not None:
         raise EvaluationError("Temporal ensembling is for baselines; a language-model policy executes its chunks.")

@@ -34,7 +34,9 @@ from .scenes import EvaluationConfig, check_seeds, scenes_of
 from .selftest import SelfTest, self_test
 from .sharding import playing
 from .video import check_film_format
+from ..models.checkpoints import Checkpoint
 from ..suites import expand_suites
+from ..token_choice import takes_medians
 
 # %% ../../nbs/12d_evaluation.rollouts.ipynb #5c87079b
 def write_whole(path: Path, content: bytes) -> Path:
@@ -48,6 +50,10 @@ def claim(config: EvaluationConfig, checkpoint: Loaded) -> Path:
     """Make the evaluation's folder, or check that it belongs to the same evaluation."""
     folder = Path(config.out_dir)
     mine = json.loads(json.dumps(config.identity())) | {"fingerprint": fingerprint(checkpoint)}
+    # What "auto" means may change; and before there was a choice, nothing was written down.
+    choice = mine.pop("number_choice")
+    if isinstance(checkpoint, Checkpoint) and takes_medians(checkpoint.format, choice):
+        mine["number_choice"] = "median"
     precision = str(next(checkpoint.model.parameters()).dtype).removeprefix("torch.")
     if precision != "float32":  # where ties may break otherwise on another device
         mine |= {"precision": precision, "device": find_device(config.device).type}
@@ -61,13 +67,16 @@ OWN_ANSWERS = "the checkpoint's own"
 
 
 def answers_of(folder: Path | str) -> str:
-    """Whose answers the evaluation in `folder` plays, and in what precision where that may change them."""
+    """Whose answers the evaluation in `folder` plays, how their numbers were chosen where that is not by likelihood,
+    and in what precision where that may change them."""
     claimed: Mapping[str, str] = json.loads((Path(folder) / "evaluation.json").read_text())
+    chosen = ", numbers by their medians" if claimed.get("number_choice") == "median" else ""
     if "weights" in claimed:
-        return f"of weights in {claimed['weights']}, which may differ from the checkpoint's own"
+        return f"of weights in {claimed['weights']}, which may differ from the checkpoint's own{chosen}"
     if "precision" in claimed:
-        return f"of the checkpoint in {claimed['precision']}, where another batch or runner may break ties otherwise"
-    return OWN_ANSWERS
+        return (f"of the checkpoint in {claimed['precision']}, where another batch or runner may break ties otherwise"
+                f"{chosen}")
+    return OWN_ANSWERS + chosen
 
 
 def keep(folder: Path, played: Played) -> None:
@@ -147,7 +156,8 @@ def evaluate(
         if config.simulator == "rlbench" and make_env is make_environment:
             # now, and not when a lacking task's turn comes, after hours
             importlib.import_module("llarva.rlbench.env").check_tasks(expand_suites(config.tasks))
-        tested = self_test(checkpoint, config.training_rows, runner=config.runner)
+        tested = self_test(checkpoint, config.training_rows, runner=config.runner,
+                           number_choice=config.number_choice)
         write_whole(folder / "selftest.json", (json.dumps(asdict(tested), indent=1) + "\n").encode())
         with playing(config, checkpoint, make_env, film_format) as play:
             for played in tqdm(play(todo), f"rollouts ({config.control})", len(todo), unit="batch",

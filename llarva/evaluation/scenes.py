@@ -32,8 +32,8 @@ VALIDATION_SEEDS = range(1_900_000, 2_000_000)
 # %% ../../nbs/12c_evaluation.scenes.ipynb #c47ba605
 SIMULATORS = {"tabletop": "llarva", "rlbench": "llarva-rlbench"}  # and what the names of their environments begin with
 CONTROLS = ("none", "blank_image", "other_scene_image", "wrong_instruction", "colours_swapped")
-# How answers were decoded before there was a choice. Evaluations on disk do not name it.
-DECODING = {"runner": "auto", "weights": "exact", "number_choice": "likeliest"}
+# How answers are decoded by default. Evaluations on disk do not name what has its default.
+DECODING = {"runner": "auto", "weights": "exact"}
 
 
 def tasks_for(control: str, tasks: Sequence[str]) -> tuple[str, ...]:

@@ -71,9 +71,13 @@ def first_unlike(
 class Replay:
     """Replays rows of one control mode, with or without traces, through the serving path of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, control_mode: str, with_trace: bool, runner: str = "auto") -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, control_mode: str, with_trace: bool, runner: str = "auto",
+        number_choice: str = "auto",
+    ) -> None:
         self.checkpoint, self.mode, self.with_trace = checkpoint, control_mode, with_trace
-        self.decoder = Policy(checkpoint, control_mode, with_trace=with_trace, runner=runner).decoder
+        self.decoder = Policy(checkpoint, control_mode, with_trace=with_trace, runner=runner,
+                              number_choice=number_choice).decoder
         self.slack = ROUNDING.get(checkpoint.model.dtype, 2e-3)
 
     def row(self, row: Mapping[str, Any]) -> int:
@@ -133,12 +137,13 @@ class Replay:
 
 # %% ../../nbs/12d3_evaluation.selftest.ipynb #1921e8fa
 def self_test(
-    checkpoint: Loaded, training_rows: str | None = None, count: int = 4, runner: str = "auto"
+    checkpoint: Loaded, training_rows: str | None = None, count: int = 4, runner: str = "auto",
+    number_choice: str = "auto",
 ) -> SelfTest:
     """Replay training rows through the serving path; raises `SelfTestError` where an answer is not training's.
 
-    The rows are those kept with the checkpoint, or `count` of the row store `training_rows`. The `runner` is tested
-    with the checkpoint's own weights, since those in int8 may answer otherwise.
+    The rows are those kept with the checkpoint, or `count` of the row store `training_rows`. The `runner` and the
+    `number_choice` are tested with the checkpoint's own weights, since those in int8 may answer otherwise.
     """
     if not isinstance(checkpoint, Checkpoint):
         return SelfTest(0, 0, "a baseline has no prompt and no decoder")
@@ -160,7 +165,7 @@ def self_test(
             raise SelfTestError(f"Row {row['id']}: the template {checkpoint.format.template} cannot read its prompt: "
                                 f"{error}") from error
         if key not in replays:
-            replays[key] = Replay(checkpoint, *key, runner)
+            replays[key] = Replay(checkpoint, *key, runner, number_choice)
         tokens += replays[key].row(row)
     return SelfTest(len(rows), tokens, source)
 
