@@ -39,7 +39,7 @@ def median_or_likeliest(scores: Tensor, numbers: Tensor | None) -> Tensor:
         return best
     below = scores[..., numbers].softmax(-1).cumsum(-1) < 0.5
     middle = numbers[below.sum(-1).clamp(max=len(numbers) - 1)]
-    return torch.where(torch.isin(best, numbers), middle, best)
+    return torch.where((best[..., None] == numbers).any(-1), middle, best)
 
 # %% ../nbs/09b1_token_choice.ipynb #42d27adc
 NUMBER_CHOICES = ("auto", "median", "likeliest")
