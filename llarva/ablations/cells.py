@@ -103,7 +103,7 @@ def evaluations(config: StudyConfig, variant: Variant, checkpoint: Path, out: Pa
             checkpoint=str(checkpoint), out_dir=str(out / task), tasks=(task,), episodes=config.episodes,
             seed=config.evaluation_seed, control_mode=config.control_mode, variations=variations, batch=config.batch,
             videos=0, max_steps=config.max_steps, with_trace=variant.with_trace,
-            number_choice="likeliest" if variant.network == LLAVA else "auto",
+            number_choice="likeliest",
         )
         for task, variations in config.tasks.items()
     ]  # fmt: skip
