@@ -141,22 +141,20 @@ def driven(
 
     Where a drive is for several, a way is never as long as it was to be: they begin anywhere on it.
     """
-    first: dict[int, int] = {}
-    for index in indices:
-        first.setdefault(config.scene_number(index), index)
-    longest = max(1, round(config.longest_drive * sim.task.max_steps))
-    starts, generators, steps = [], {}, []
-    for scene, index in first.items():
-        generators[scene] = begin(sim, config, index, attempt)
+    several, longest = config.takeovers_per_drive, max(1, round(config.longest_drive * sim.task.max_steps))
+    scenes, starts, generators = list(dict.fromkeys(map(config.scene_number, indices))), [], []
+    for scene in scenes:
+        generators.append(begin(sim, config, scene * several, attempt))
         starts.append(sim.snapshot())
-        steps.append(longest if config.takeovers_per_drive > 1 else int(generators[scene].integers(1, longest + 1)))
-    ways = dict(zip(first, zip(drive(sim, policy, starts, steps), steps, strict=True), strict=True))
-    if config.takeovers_per_drive == 1:
-        return {index: (*ways[scene], generators[scene]) for scene, index in first.items()}
+    steps = [longest if several > 1 else int(rng.integers(1, longest + 1)) for rng in generators]
+    ways = drive(sim, policy, starts, steps)
+    if several == 1:
+        return dict(zip(indices, zip(ways, steps, generators, strict=True), strict=True))
+    way_of, seed = dict(zip(scenes, ways, strict=True)), config.seed
     return {
-        index: (way, len(way), np.random.default_rng([config.seed, index, attempt, 1]))
-        for index in indices for way, _ in [ways[config.scene_number(index)]]
-    }  # fmt: skip
+        index: (way_of[config.scene_number(index)], longest + 1, np.random.default_rng([seed, index, attempt, 1]))
+        for index in indices
+    }
 
 
 def record_group(
