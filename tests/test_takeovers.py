@@ -2,12 +2,10 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from llarva.episodes.records import Episode
 from llarva.episodes.store import EpisodeStore, verify_store
 from llarva.instructions.rows import BuildConfig, episode_rows
 from llarva.metrics import read_metrics
@@ -114,37 +112,6 @@ def test_same_bytes_for_any_blocks_and_workers(tmp_path: Path, sim: Simulation) 
     assert [e.steps[0].image for e in stored.shard(0, 1)] == [e.steps[0].image for e, _ in together]
 
 
-def test_several_take_overs_of_one_drive(tmp_path: Path) -> None:
-    """They begin in different states of the same scene; which of them are asked for changes no byte."""
-    four = config(tmp_path, episodes=6, takeovers_per_drive=4, longest_drive=0.2, frames_per_episode=1, workers=1)
-    together = [episode for episode, _ in takeover_episodes(four, range(6))]
-    scenes = [episode.seed for episode in together]
-    assert len(set(scenes[:4])) == 1 and len(set(scenes[4:])) == 1 and len(set(scenes)) == 2
-    assert len({episode.steps[0].state.tobytes() for episode in together}) == 6
-    ((last, _),) = takeover_episodes(four, [5])
-    assert [step.image for step in last.steps] == [step.image for step in together[5].steps]
-    (summary,) = record_tasks([four], 1, takeover_episodes)
-    assert summary.episodes == 6 and summary.frames == 6
-    assert [episode.seed for episode in EpisodeStore(summary.store).shard(0, 1)] == scenes
-
-
-def test_the_first_of_a_drive_may_be_missing(sim: Simulation, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A take-over that the expert cannot mend is tried again in another scene; the others keep theirs."""
-    several = config(takeovers_per_drive=2, frames_per_episode=1)
-    before, refused = record_group(sim, policy, several, [0, 1]), []
-
-    def mend(sim: Simulation, config: TakeoverConfig, index: int, *rest: Any) -> Episode | None:
-        if index == 0 and not refused:
-            refused.append(index)
-            return None
-        return take_over(sim, config, index, *rest)
-
-    monkeypatch.setattr("llarva.takeovers.take_over", mend)
-    found = record_group(sim, policy, several, [0, 1])
-    assert [attempt for _, attempt in (found[0], found[1])] == [1, 0]
-    assert found[1][0].steps[0].image == before[1][0].steps[0].image and found[0][0].seed != before[0][0].seed
-
-
 def test_nothing_else_is_appended(tmp_path: Path) -> None:
     record_tasks([config(tmp_path, episodes=1)], 1, takeover_episodes)
     with pytest.raises(DemoError, match="other parameters"):
@@ -154,7 +121,6 @@ def test_nothing_else_is_appended(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [({"kicks": 1}, "kicks"), ({"checkpoint": "nowhere"}, "'nowhere'"), ({"longest_drive": 0.0}, "0.0"),
-     ({"takeovers_per_drive": 3}, r"\[1, 2, 4, 5, 10, 20\], got 3"), ({"takeovers_per_drive": 0}, "got 0"),
      ({"number_choice": "mean"}, "'mean'.*auto, likeliest, median")],
 )
 def test_what_cannot_be_recorded(changes: dict, told: str) -> None:
@@ -162,12 +128,10 @@ def test_what_cannot_be_recorded(changes: dict, told: str) -> None:
         TakeoverConfig("push_buttons", 1, "", **{"checkpoint": CHECKPOINT, **changes})
 
 
-def test_it_is_known_how_the_driver_drove() -> None:
-    """Recordings from before there was a choice were driven by the likeliest numbers, once for each take-over."""
+def test_it_is_known_how_the_driver_chose_its_numbers() -> None:
+    """Recordings from before there was a choice were driven by the likeliest numbers, and can be continued."""
     assert config().identity()["number_choice"] == "auto"
     assert "number_choice" not in config(number_choice="likeliest").identity()
-    assert "takeovers_per_drive" not in config().identity()
-    assert config(takeovers_per_drive=2).identity()["takeovers_per_drive"] == 2
 
 
 def test_an_expert_that_never_mends_is_told(sim: Simulation, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

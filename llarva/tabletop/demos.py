@@ -73,17 +73,13 @@ class DemoConfig:
         """What determines the content of every episode (not where, nor how many workers)."""
         return {name: value for name, value in asdict(self).items() if name not in ("out_dir", "workers", "episodes")}
 
-    def scene_number(self, index: int) -> int:
-        """Which of the recording's scenes episode `index` shows: each a scene of its own."""
-        return index
-
 # %% ../../nbs/11k_tabletop.demos.ipynb #18909931
 EVALUATION_SEEDS = range(1_000_000, 2_000_000)  # scenes that no demonstration shows
 
 
 def draw_scene(config: DemoConfig, index: int, attempt: int) -> tuple[np.random.Generator, int]:
     """The random numbers of one attempt at one demonstration, and the seed of its scene."""
-    rng = np.random.default_rng([config.seed, config.scene_number(index), attempt])
+    rng = np.random.default_rng([config.seed, index, attempt])
     seed = int(rng.integers(2**31))
     while seed in EVALUATION_SEEDS:
         seed = int(rng.integers(2**31))
